@@ -1,0 +1,212 @@
+"""Persona × item → chat messages → text → token ids. The only place where prompt text exists.
+
+Training, generation and evaluation all render here, so a model is asked exactly what it was taught. The prompt and
+the answer are tokenised apart and concatenated: what training sees after a prompt is what generation continues,
+whatever the tokenizer would merge across the border. Knows tokenizers by duck typing only, and no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any, Literal, Protocol
+
+from jinja2.exceptions import TemplateError
+
+from polypersona.errors import DatasetError
+from polypersona.records import AttributeValue, Item, Persona
+
+RENDERER_VERSION = 1
+ShowOptions = Literal["labels", "letters", "none"]
+Message = Mapping[str, str]
+
+SYSTEM_PROMPT = "You are a survey respondent. Stay in character and answer in the first person."
+# Attributes with a meaning the simulator and the tiny model know come first, in this order; others follow by name.
+CARD_ORDER = (
+    "age", "gender", "education", "work", "occupation", "income", "area", "household",
+    "politics", "religion", "values", "temperament", "interests",
+)  # fmt: skip
+FALLBACK_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
+FALLBACK_ASSISTANT = "<|im_start|>assistant\n"
+
+_TAG = re.compile(r"<(?=[|｜/<\w])([^<>\n]{0,64})>|<<|>>")
+_BRACKET_ROLE = re.compile(r"\[(/?(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\w*)\]", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_SPACE = re.compile(r"\s+")
+
+
+class ChatTokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that rendering needs."""
+
+    chat_template: Any
+    all_special_tokens: list[str]
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render messages with the model's own template."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        """Tokenise a text."""
+
+
+def clean_text(text: str) -> str:
+    """Return the text on one line, with nothing a chat template could read as a role or control token."""
+    text = _CONTROL.sub(" ", text)
+    text = _BRACKET_ROLE.sub(r"(\1)", text)
+    text = _TAG.sub(lambda found: found.group(0).replace("<", "‹").replace(">", "›"), text)
+    return _SPACE.sub(" ", text).strip()
+
+
+def render_value(value: AttributeValue) -> str:
+    """Return an attribute's value as the card shows it: lists joined by commas, floats without a trailing zero."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list):
+        return ", ".join(clean_text(str(part)) for part in value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return clean_text(str(value))
+
+
+def card_attributes(persona: Persona) -> list[tuple[str, AttributeValue]]:
+    """Return the attributes in the card's fixed order: `CARD_ORDER` first, the rest by name."""
+    rank = {name: index for index, name in enumerate(CARD_ORDER)}
+    return sorted(persona.attributes.items(), key=lambda pair: (rank.get(pair[0], len(rank)), pair[0]))
+
+
+def render_card(persona: Persona) -> str:
+    """Return the persona as lines of `name: value`, then its free text."""
+    lines = [f"{clean_text(name)}: {render_value(value)}" for name, value in card_attributes(persona)]
+    if persona.text:
+        lines.append(clean_text(persona.text))
+    return "\n".join(lines)
+
+
+def render_options(options: Sequence[str], show: ShowOptions) -> str:
+    """Return the options as the prompt shows them, in the order given; empty for `none`."""
+    if show == "none" or not options:
+        return ""
+    if show == "letters":
+        return "Options: " + "; ".join(
+            f"{chr(ord('A') + index)}) {clean_text(label)}" for index, label in enumerate(options)
+        )
+    return "Options: " + "; ".join(clean_text(label) for label in options)
+
+
+def render_question(item: Item, show: ShowOptions, order: Sequence[int] | None = None) -> str:
+    """Return the part of the user's turn that follows the card. `order` permutes the options as shown."""
+    shown = item.options if order is None else [item.options[index] for index in order]
+    lines = [f"Domain: {clean_text(item.domain.replace('_', ' '))}", f"Question: {clean_text(item.stem)}"]
+    options = render_options(shown, show)
+    return "\n".join([*lines, options] if options else lines)
+
+
+def build_messages(
+    persona: Persona, item: Item, show: ShowOptions = "labels", order: Sequence[int] | None = None
+) -> tuple[Message, Message]:
+    """Return the system and user messages that ask the persona the item."""
+    user = f"Persona:\n{render_card(persona)}\n\n{render_question(item, show, order)}"
+    return {"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}
+
+
+def render_choice(label: str) -> str:
+    """Return how an answer begins that picks the option: the label as a sentence."""
+    label = clean_text(label)
+    return label if label.endswith((".", "!", "?")) else label + "."
+
+
+def render_answer(label: str, rationale: str = "") -> str:
+    """Return the full text of a closed answer: the choice and, where there is one, its rationale."""
+    return f"{render_choice(label)} {rationale}".strip()
+
+
+def render_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> str:
+    """Return the text a model continues with the assistant's answer, by its native template or the ChatML fallback.
+
+    A template that knows no system role gets the system text at the head of the user's turn.
+    """
+    return _render(tokenizer, messages, is_prompt=True)
+
+
+def render_conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> str:
+    """Return the whole conversation, the assistant's answer and its end of turn included."""
+    return _render(tokenizer, messages, is_prompt=False)
+
+
+def encode(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """Return the token ids of a rendered text; no special token is added."""
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[int]:
+    """Return the token ids of `render_prompt`."""
+    return encode(tokenizer, render_prompt(tokenizer, messages))
+
+
+def encode_example(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Return prompt ids and answer ids of a conversation that ends with the assistant's turn.
+
+    The answer's ids include the end of turn; they are what the loss is taken on, and never empty.
+
+    Raises:
+        DatasetError: the template renders a conversation that does not begin with its own prompt.
+    """
+    prompt = render_prompt(tokenizer, messages[:-1])
+    whole = render_conversation(tokenizer, messages)
+    if not whole.startswith(prompt):
+        raise DatasetError(
+            "The chat template renders a conversation that does not begin with its own prompt.",
+            "Remove the template from the tokenizer to train with the ChatML fallback.",
+        )
+    answer = encode(tokenizer, whole[len(prompt) :].rstrip("\n"))
+    if not answer:
+        raise DatasetError("The assistant's turn has no token to learn.", "Drop records with an empty answer.")
+    return encode(tokenizer, prompt), answer
+
+
+def end_of_turn_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Return the ids that end the assistant's turn: the template's own and the tokenizer's end of sequence."""
+    _, answer = encode_example(
+        tokenizer,
+        [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "x"},
+        ],
+    )
+    eos = getattr(tokenizer, "eos_token_id", None)
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    ends = {answer[-1]} if answer[-1] in special else set()
+    return frozenset(ends | ({int(eos)} if eos is not None else set()))
+
+
+def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all rows share, always leaving at least one token of each row unshared."""
+    if not rows:
+        return 0
+    limit = min(len(row) for row in rows) - 1
+    return sum(1 for _ in takewhile(lambda i: all(row[i] == rows[0][i] for row in rows), range(limit)))
+
+
+def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], *, is_prompt: bool) -> str:
+    messages = [_without_special_tokens(tokenizer, message) for message in messages]
+    if not getattr(tokenizer, "chat_template", None):
+        text = "".join(FALLBACK_TURN.format(**message) for message in messages)
+        return text + (FALLBACK_ASSISTANT if is_prompt else "")
+    options = {"tokenize": False, "add_generation_prompt": is_prompt, "enable_thinking": False}
+    try:
+        return str(tokenizer.apply_chat_template(messages, **options))
+    except TemplateError:
+        if messages[0]["role"] != "system":
+            raise
+        system, user, *rest = messages
+        folded = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+        return str(tokenizer.apply_chat_template([folded, *rest], **options))
+
+
+def _without_special_tokens(tokenizer: ChatTokenizer, message: Message) -> dict[str, str]:
+    content = message["content"]
+    for token in tokenizer.all_special_tokens:
+        if token.strip() and token in content:
+            content = content.replace(token, " ".join(token))
+    return {"role": message["role"], "content": content}

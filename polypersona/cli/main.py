@@ -1,0 +1,81 @@
+"""The `polypersona` command. A command is options, a recipe, one call of a stage and one line of output.
+
+Commands live in modules that are imported only when they are called, so that `--help` loads neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from polypersona import __version__
+from polypersona.errors import PolypersonaError, nearest
+
+# command → (module, one-line help). The help stands here so that listing commands imports nothing.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("polypersona.cli.stages:run_command", "Run all stages of a recipe, or some: --from dataset --to generate."),
+    "dataset": ("polypersona.cli.stages:dataset_command", "Build the examples an adapter is tuned on."),
+    "finetune": ("polypersona.cli.stages:finetune_command", "Fine-tune a LoRA adapter with Ray Train."),
+    "generate": ("polypersona.cli.stages:generate_command", "Answer every cell of the run."),
+    "evaluate": ("polypersona.cli.stages:evaluate_command", "Score the responses beside their floors."),
+    "report": ("polypersona.cli.stages:report_command", "Write the HTML report."),
+    "plan": ("polypersona.cli.stages:plan_command", "Say what would run where; start nothing."),
+    "verify": ("polypersona.cli.runs:verify_command", "Prove that each assignment is there exactly once."),
+    "status": ("polypersona.cli.runs:status_command", "Show how far a run is."),
+    "bank": ("polypersona.cli.bank:bank", "Check, list and show the questionbank."),
+    "personas": ("polypersona.cli.personas:personas", "Sample, import and describe panels."),
+    "models": ("polypersona.cli.info:models_command", "List the supported base models."),
+    "doctor": ("polypersona.cli.info:doctor_command", "Say what this environment can do."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            raise click.UsageError(f"There is no command {cmd_name!r}.{nearest(cmd_name, COMMANDS)}", ctx)
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="polypersona")
+def cli() -> None:
+    """Mass-produce synthetic survey responses, and judge whether to trust them.
+
+    \b
+    Example: polypersona run jobs/demo.yaml
+    """
+
+
+def main() -> None:
+    """Run the command line; a named failure is one sentence on stderr and its exit code, without a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("Stopped. What was committed is kept; run the same command again to go on.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PolypersonaError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.hint:
+            click.echo(error.hint, err=True)
+        sys.exit(error.exit_code)

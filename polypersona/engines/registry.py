@@ -1,0 +1,33 @@
+"""Engine names → engines. Heavy libraries are imported only when their engine is built."""
+
+from __future__ import annotations
+
+from polypersona.engines.base import Engine, EngineSettings
+from polypersona.errors import EngineError, nearest
+
+ENGINES = ("packed", "rules", "fake")
+
+
+def load_engine(settings: EngineSettings) -> Engine:
+    """Build the engine the settings name.
+
+    Raises:
+        EngineError: an unknown engine, or an option it does not support.
+        ModelError: the model or adapter cannot be loaded.
+    """
+    if settings.engine == "packed":
+        from polypersona.engines.packed import PackedEngine
+
+        return PackedEngine(settings)
+    if settings.engine == "rules":
+        from polypersona.engines.rules import RulesEngine
+
+        return RulesEngine(settings)
+    if settings.engine == "fake":
+        from polypersona.engines.fake import FakeEngine
+
+        return FakeEngine(settings)
+    raise EngineError(
+        f"There is no engine {settings.engine!r} in this version.{nearest(settings.engine, ENGINES)}",
+        f"Choose one of {', '.join(ENGINES)}.",
+    )

@@ -1,0 +1,351 @@
+"""The recipe: one YAML file that says what a run is. Unknown keys are refused with the nearest name.
+
+Every field is one of *content* (a change makes other responses, so a run directory refuses it), *extension* (only
+what is missing is computed) or *speed* (free to change); `change_of` answers which. Reads YAML, expands
+environment variables in paths, and knows no stage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from polypersona.errors import RecipeError, nearest
+from polypersona.records import ResponseType
+
+Change = Literal["content", "extension", "speed"]
+STAGES = ("dataset", "finetune", "generate", "evaluate", "report")
+Stage = Literal["dataset", "finetune", "generate", "evaluate", "report"]
+
+
+def _kind(change: Change) -> Any:
+    return Field(json_schema_extra={"change": change})
+
+
+type_ = type  # the builtin, kept reachable beside fields of that name
+
+
+class Section(BaseModel):
+    """A part of the recipe. Frozen, and closed against unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttributeMapping(Section):
+    """How one attribute of a persona is read from a column of the source."""
+
+    column: str
+    values: dict[str, str] = Field(default_factory=dict)
+
+
+class PanelRecipe(Section):
+    """Who is asked."""
+
+    source: str = "sampled"
+    size: Annotated[int | None, _kind("extension")] = Field(default=None, ge=1)
+    mapping: dict[str, str | AttributeMapping] = Field(default_factory=dict)
+    id: str | None = None
+    text: str | None = None
+    weight: str | None = None
+    accept_license: str | None = None
+
+
+class InstrumentRecipe(Section):
+    """What is asked, and how the options are shown."""
+
+    bank: str = "questionbank"
+    domains: Annotated[list[str], _kind("extension")] = Field(default_factory=list)
+    items: Annotated[list[str], _kind("extension")] = Field(default_factory=list)
+    response_types: Annotated[list[ResponseType], _kind("extension")] = Field(default_factory=list)
+    max_items: Annotated[int | None, _kind("extension")] = Field(default=None, ge=1)
+    show_options: Literal["labels", "letters", "none"] = "labels"
+
+
+class DatasetRecipe(Section):
+    """The examples an adapter is tuned on and scored against."""
+
+    source: str | None = None
+    teacher: str = "rules"
+    records: int = Field(default=3568, ge=10)
+    split_by: Literal["persona", "item", "both", "neither"] = "persona"
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    @field_validator("splits")
+    @classmethod
+    def _sums_to_one(cls, splits: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(splits) - 1) > 1e-9 or min(splits) < 0:
+            raise ValueError("the three shares must not be negative and must sum to 1")
+        return splits
+
+
+class ModelRecipe(Section):
+    """Which weights answer."""
+
+    base: str = "tiny"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    quantization: Literal["auto", "none", "int8", "nf4"] = "auto"
+    adapter: str = "run"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class FinetuneRecipe(Section):
+    """How the adapter is tuned. A field left out has its preset's value (`finetune_settings`)."""
+
+    preset: Literal["paper", "tiny"] = "paper"
+    epochs: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    rank: int | None = Field(default=None, ge=1)
+    alpha: int | None = Field(default=None, ge=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    accumulation: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=32)
+    workers: Annotated[Literal["auto"] | int, _kind("speed")] = "auto"
+    max_failures: Annotated[int, _kind("speed")] = Field(default=2, ge=0)
+
+
+class GenerateRecipe(Section):
+    """How the cells are answered."""
+
+    on: Literal["panel", "test"] = "panel"
+    engine: Literal["packed", "vllm", "endpoint", "rules", "fake"] = "packed"
+    closed: Literal["score", "text"] = "score"
+    rationale: bool = False
+    context: Literal["none", "previous"] = "none"
+    order: Literal["fixed", "random"] = "fixed"
+    calibration: Literal["none", "permute", "content_free"] = "none"
+    temperature: float = Field(default=0.8, ge=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    max_new_tokens: int = Field(default=96, ge=1)
+    draws: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
+    waves: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
+    actors: Annotated[Literal["auto"] | int, _kind("speed")] = "auto"
+    slots: Literal["auto"] | int = "auto"
+    shard_personas: int = Field(default=64, ge=1)
+    max_attempts: Annotated[int, _kind("speed")] = Field(default=3, ge=1)
+    max_quarantined: Annotated[float, _kind("speed")] = Field(default=0.01, ge=0, le=1)
+    max_hours: Annotated[float | None, _kind("speed")] = Field(default=None, gt=0)
+
+
+class EvaluateRecipe(Section):
+    """What the responses are scored against. Evaluation makes no response, so all of it may change freely."""
+
+    metrics: Annotated[list[str], _kind("speed")] = Field(default_factory=list)
+    reference: Annotated[Literal["auto", "dataset", "teacher", "none"], _kind("speed")] = "auto"
+    bertscore_model: Annotated[str | None, _kind("speed")] = None
+    bootstrap: Annotated[int, _kind("speed")] = Field(default=1000, ge=0)
+
+
+class ClusterRecipe(Section):
+    """What of the cluster a run may use. Limits are totals by Ray resource name; prices are per hour."""
+
+    limits: Annotated[dict[str, float], _kind("speed")] = Field(default_factory=dict)
+    prices: Annotated[dict[str, float], _kind("speed")] = Field(default_factory=dict)
+
+
+class Recipe(Section):
+    """The whole run."""
+
+    name: Annotated[str, _kind("speed")] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    out: Annotated[str, _kind("speed")] = "runs"
+    seed: int = Field(default=7, ge=0)
+    panel: PanelRecipe = PanelRecipe()
+    instrument: InstrumentRecipe = InstrumentRecipe()
+    dataset: DatasetRecipe = DatasetRecipe()
+    model: ModelRecipe = ModelRecipe()
+    finetune: FinetuneRecipe = FinetuneRecipe()
+    generate: GenerateRecipe = GenerateRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    cluster: ClusterRecipe = ClusterRecipe()
+
+    @model_validator(mode="after")
+    def _sampled_panel_has_a_size(self) -> Recipe:
+        if self.panel.source == "sampled" and self.panel.size is None:
+            raise ValueError("panel.size is missing: a sampled panel needs one, 433 in the paper")
+        return self
+
+    @property
+    def location(self) -> str:
+        """The run directory: `<out>/<name>`, a path or a URL."""
+        return f"{self.out.rstrip('/')}/{self.name}"
+
+
+class FinetuneSettings(Section):
+    """The hyper-parameters a preset and the recipe's own values resolve to.
+
+    `batch_size` × `accumulation` is the global batch, whatever the number of workers.
+    """
+
+    epochs: float
+    learning_rate: float
+    rank: int
+    alpha: int
+    dropout: float
+    batch_size: int
+    accumulation: int
+    max_length: int
+    weight_decay: float = 1e-3
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 0.3
+    scheduler: Literal["cosine"] = "cosine"
+
+    @property
+    def global_batch(self) -> int:
+        """Examples per optimiser step."""
+        return self.batch_size * self.accumulation
+
+
+# "paper": section IV-C and V-A of the PolyPersona paper. "tiny": chosen on the validation split of the default dataset.
+PRESETS: Mapping[str, FinetuneSettings] = {
+    "paper": FinetuneSettings(
+        epochs=3, learning_rate=2e-4, rank=16, alpha=32, dropout=0.05, batch_size=4, accumulation=4, max_length=1024
+    ),
+    "tiny": FinetuneSettings(
+        epochs=3, learning_rate=3e-3, rank=16, alpha=32, dropout=0.05, batch_size=16, accumulation=1, max_length=512
+    ),
+}
+
+
+def finetune_settings(recipe: FinetuneRecipe) -> FinetuneSettings:
+    """Return the preset's settings with the recipe's own values in place."""
+    own = {name: value for name in FinetuneSettings.model_fields if (value := getattr(recipe, name, None)) is not None}
+    return PRESETS[recipe.preset].model_copy(update=own)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file; `overrides` are `section.key=value` with YAML values.
+
+    Raises:
+        RecipeError: unreadable file, broken YAML, unknown key, a value that is not allowed.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe {str(path)!r}.", "Name a YAML file, such as jobs/demo.yaml.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.", "Name a readable YAML file.") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise RecipeError(f"{path}{line}: this is not valid YAML.", "Mend the file at that line.") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values.", "Begin with `name: my_run`.")
+    for override in overrides:
+        _apply_override(data, override)
+    return build_recipe(data, where=str(path))
+
+
+def build_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a mapping as a recipe; `where` names it in errors.
+
+    Raises:
+        RecipeError: an unknown key, a value that is not allowed, an environment variable that is not set.
+    """
+    try:
+        return Recipe.model_validate(_expand(dict(data), where))
+    except ValidationError as error:
+        raise _recipe_error(error, where) from error
+
+
+def change_of(key: str) -> Change:
+    """Return what a change of `section.key` means for an existing run; content unless the field says otherwise."""
+    model: Any = Recipe
+    field: Any = None
+    for part in key.split("."):
+        field = model.model_fields.get(part) if _is_section(model) else None
+        if field is None:
+            return "content"
+        model = field.annotation
+    extra: Any = field.json_schema_extra
+    change: Change = extra["change"] if isinstance(extra, dict) and "change" in extra else "content"
+    return change
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as `section.key → value`, one level of sections deep."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if _is_section(Recipe.model_fields[name].annotation):
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type_) and issubclass(annotation, Section)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {override!r} is not KEY=VALUE.", "Write for example --set generate.draws=3.")
+    target = data
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section.", "Name section.key=value.")
+        target = inner
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it.") from error
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, where: str) -> Any:
+    """Expand ${NAME} and ${NAME:-default} in every string."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(found: re.Match[str]) -> str:
+        name, default = found.group(1), found.group(2)
+        text = os.environ.get(name, default)
+        if text is None:
+            raise RecipeError(f"{where}: the environment variable {name} is not set.", f"Set {name} and run again.")
+        return text
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _recipe_error(error: ValidationError, where: str) -> RecipeError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return RecipeError(
+            f"{where}: {key!r} is no key of a recipe.{nearest(location[-1], known)}",
+            f"Allowed here: {', '.join(known)}." if known else "",
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{where}: {key!r} is missing.", f"Add `{key}: …`.")
+    got = first.get("input")
+    shown = "" if isinstance(got, dict) else f" (got {got!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{shown}.", "Mend the recipe.")
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(part) if _is_section(model) else None
+        model = field.annotation if field is not None else None
+    return list(model.model_fields) if _is_section(model) else []

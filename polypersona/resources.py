@@ -1,0 +1,38 @@
+"""Where the files are that travel with the package: questionbank, recipes, tiny model.
+
+In a checkout they stand at the top level; in a wheel under `polypersona/_data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polypersona.errors import StorageError
+
+_PACKAGE = Path(__file__).parent
+
+
+def resource(name: str) -> Path:
+    """Return the path of a shipped file or folder, such as `questionbank` or `jobs/demo.yaml`.
+
+    Raises:
+        StorageError: the installation lacks it.
+    """
+    for root in (_PACKAGE.parent, _PACKAGE / "_data"):
+        if (root / name).exists():
+            return root / name
+    raise StorageError(f"This installation of polypersona lacks {name!r}.", "Install the package again.")
+
+
+def tiny_model() -> Path:
+    """Return the folder of the embedded tiny model.
+
+    Raises:
+        StorageError: the installation lacks it.
+    """
+    folder = _PACKAGE / "models" / "tiny"
+    if not (folder / "model.safetensors").exists():
+        raise StorageError(
+            f"The embedded model is missing from {folder}.", "Install the package again, or run jobs/pretrain_tiny.py."
+        )
+    return folder

@@ -1,0 +1,225 @@
+"""The run directory: where it is, how a file gets into it whole or not at all, what its files look like.
+
+A location is a local path or any URL that pyarrow's file systems take (`s3://`, `gs://`, `file://`). Locally a file is
+written under a temporary name in the same folder, flushed to disk and renamed; on an object store one PUT makes it
+appear. Names are relative to the run directory and cannot leave it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from polypersona.errors import StorageError
+
+SCHEMA_VERSION = 1
+
+_REPEATED = pa.dictionary(pa.int32(), pa.string())
+RESPONSE_SCHEMA = pa.schema(
+    [
+        pa.field("assignment_id", pa.string(), nullable=False),
+        pa.field("persona_id", _REPEATED, nullable=False),
+        pa.field("item_id", _REPEATED, nullable=False),
+        pa.field("variant", _REPEATED, nullable=False),
+        pa.field("domain", _REPEATED, nullable=False),
+        pa.field("response_type", _REPEATED, nullable=False),
+        pa.field("wave", pa.int16(), nullable=False),
+        pa.field("draw", pa.int32(), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("rationale", pa.string(), nullable=False),
+        pa.field("code", pa.int16()),
+        pa.field("codes", pa.list_(pa.int16())),
+        pa.field("value", pa.float64()),
+        pa.field("label", _REPEATED, nullable=False),
+        pa.field("option_probs", pa.list_(pa.float32())),
+        pa.field("options_as_shown", pa.list_(pa.int16())),
+        pa.field("disposition", _REPEATED, nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("attempts", pa.int16(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("reused_prompt_tokens", pa.int32(), nullable=False),
+        pa.field("new_tokens", pa.int32(), nullable=False),
+        pa.field("adapter", _REPEATED, nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's files. Picklable; the file system is opened where it is used.
+
+    Args:
+        location: an absolute local path or a URL.
+    """
+
+    location: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> RunDirectory:
+        """Return the run directory at a path or URL; a relative path is made absolute. Creates nothing."""
+        text = str(location)
+        return cls(text.rstrip("/") if "://" in text else str(Path(text).absolute()))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on a file system of this machine."""
+        return "://" not in self.location or self.location.startswith("file://")
+
+    def path(self, name: str = "") -> str:
+        """Return the location of a file, for messages and for libraries that take paths."""
+        return f"{self.location}/{_checked(name)}" if name else self.location
+
+    def local_path(self, name: str = "") -> Path:
+        """Return the local path of a file.
+
+        Raises:
+            StorageError: the run directory is not local.
+        """
+        if not self.is_local:
+            raise StorageError(f"{self.path(name)} is not a local path.", "Use a run directory on this machine.")
+        return Path(self.path(name).removeprefix("file://"))
+
+    def exists(self, name: str) -> bool:
+        """Return whether the file (not a folder) is there."""
+        fs, root = self.filesystem()
+        return bool(fs.get_file_info(f"{root}/{_checked(name)}").type == pafs.FileType.File)
+
+    def names(self, folder: str, suffix: str = "") -> list[str]:
+        """Return the names of the files directly in a folder, sorted, relative to the run directory."""
+        fs, root = self.filesystem()
+        selector = pafs.FileSelector(f"{root}/{_checked(folder)}", allow_not_found=True)
+        infos = fs.get_file_info(selector)
+        return sorted(
+            f"{folder}/{info.base_name}"
+            for info in infos
+            if info.type == pafs.FileType.File
+            and info.base_name.endswith(suffix)
+            and not info.base_name.startswith(".")
+        )
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            StorageError: there is no such file, or it cannot be read.
+        """
+        fs, root = self.filesystem()
+        try:
+            with fs.open_input_stream(f"{root}/{_checked(name)}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"There is no {self.path(name)}.", "Run the stage that writes it first, or name another run."
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{self.path(name)} cannot be read: {error}.", "Check the path and its permissions."
+            ) from error
+
+    def read_json(self, name: str) -> Any:
+        """Return a JSON file's content.
+
+        Raises:
+            StorageError: there is no such file, or it is not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except json.JSONDecodeError as error:
+            raise StorageError(
+                f"{self.path(name)} is not valid JSON (line {error.lineno}).", "Restore the file."
+            ) from error
+
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a file whole or not at all, replacing an earlier one.
+
+        Raises:
+            StorageError: the place cannot be written, or is full; nothing is left behind.
+        """
+        name = _checked(name)
+        try:
+            if self.is_local:
+                _write_local(self.local_path(name), data)
+            else:
+                fs, root = self.filesystem()
+                with fs.open_output_stream(f"{root}/{name}") as stream:
+                    stream.write(data)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path(name)} cannot be written: {error.strerror or error}.",
+                "Free space or choose a folder you may write to; what was committed before is kept.",
+            ) from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, indented, keys in the order given, NaN as null."""
+        self.write(
+            name, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
+        )
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        fs, root = self.filesystem()
+        if self.exists(name):
+            fs.delete_file(f"{root}/{_checked(name)}")
+
+    def filesystem(self) -> tuple[pafs.FileSystem, str]:
+        """Return pyarrow's file system and the run directory's path on it.
+
+        Raises:
+            StorageError: a URL scheme that pyarrow does not know.
+        """
+        try:
+            fs, root = pafs.FileSystem.from_uri(
+                self.location if "://" in self.location else Path(self.location).as_uri()
+            )
+        except (pa.ArrowInvalid, ValueError, OSError) as error:
+            raise StorageError(
+                f"{self.location} is no place to write to: {error}.", "Name a local path, s3://… or gs://…."
+            ) from error
+        return fs, root.rstrip("/")
+
+
+def load_run(run: RunDirectory) -> dict[str, Any]:
+    """Return run.json, or an empty mapping where the run has not begun."""
+    return dict(run.read_json("run.json")) if run.exists("run.json") else {}
+
+
+def update_run(run: RunDirectory, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge top-level keys into run.json (a mapping value is merged one level deep) and return the result."""
+    content = {"schema_version": SCHEMA_VERSION, "synthetic": True, **load_run(run)}
+    for key, value in changes.items():
+        old = content.get(key)
+        content[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+    run.write_json("run.json", content)
+    return content
+
+
+def _checked(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts:
+        raise StorageError(f"{name!r} leaves the run directory.", "Name a file inside it.")
+    return name.strip("/")
+
+
+def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
