@@ -24,7 +24,7 @@ Message = Mapping[str, str]
 SYSTEM_PROMPT = "You are a survey respondent. Stay in character and answer in the first person."
 # Attributes with a meaning the simulator and the tiny model know come first, in this order; others follow by name.
 CARD_ORDER = (
-    "age", "gender", "education", "work", "occupation", "income", "area", "household",
+    "age", "gender", "education", "work", "occupation", "income", "wealth", "area", "marital",
     "politics", "religion", "values", "temperament", "interests",
 )  # fmt: skip
 FALLBACK_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"

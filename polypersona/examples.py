@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from polypersona.chatml import ShowOptions, build_messages
+from polypersona.chatml import ChatTokenizer, ShowOptions, build_messages, encode_example
 from polypersona.engines.base import Answer
 from polypersona.errors import DatasetError
 from polypersona.records import Assignment, Example, Item, Persona
@@ -21,7 +21,19 @@ SPLITS = ("train", "validation", "test")
 def build_example(persona: Persona, item: Item, answer: Answer, show: ShowOptions) -> Example:
     """Return the row that teaches this answer. Its id is the assignment's."""
     system, user = build_messages(persona, item, show)
-    metadata: dict[str, Any] = {
+    metadata = describe_cell(persona, item) | {
+        "reference": answer.text,
+        "rationale": answer.rationale,
+        "code": answer.code,
+        "label": answer.label,
+    }
+    messages = (system, user, {"role": "assistant", "content": answer.text})
+    return Example(Assignment(persona.persona_id, item.item_id).assignment_id, messages, metadata)
+
+
+def describe_cell(persona: Persona, item: Item) -> dict[str, Any]:
+    """Return the metadata that persona and item alone decide; `example_persona` and `example_item` read it back."""
+    return {
         "persona_id": persona.persona_id,
         "persona": {"attributes": dict(persona.attributes), "text": persona.text},
         "weight": persona.weight,
@@ -34,13 +46,7 @@ def build_example(persona: Persona, item: Item, answer: Answer, show: ShowOption
         "scale": item.scale,
         "reverse": item.reverse,
         "construct": item.construct,
-        "reference": answer.text,
-        "rationale": answer.rationale,
-        "code": answer.code,
-        "label": answer.label,
     }
-    messages = (system, user, {"role": "assistant", "content": answer.text})
-    return Example(Assignment(persona.persona_id, item.item_id).assignment_id, messages, metadata)
 
 
 def example_persona(example: Example) -> Persona:
@@ -90,3 +96,28 @@ def load_examples(run: RunDirectory, split: str) -> list[Example]:
     if not rows:
         raise DatasetError(f"{run.path(f'dataset/{split}.jsonl')} is empty.", "Raise dataset.records or its share.")
     return [Example(row["id"], tuple(row["messages"]), row["metadata"]) for row in rows]
+
+
+def encode_examples(
+    tokenizer: ChatTokenizer, examples: Iterable[Example], max_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """Return each row's prompt ids and answer ids; the loss is taken on the latter, so none may be lost.
+
+    Raises:
+        DatasetError: a row without an answer to learn, or one that is longer than `max_length` tokens.
+    """
+    rows = []
+    longest, name = 0, ""
+    for example in examples:
+        if not example.messages[-1]["content"].strip():
+            raise DatasetError(f"Example {example.id} has an empty answer: nothing is to learn.", "Drop it.")
+        prompt, answer = encode_example(tokenizer, example.messages)
+        rows.append((prompt, answer))
+        if len(prompt) + len(answer) > longest:
+            longest, name = len(prompt) + len(answer), example.id
+    if longest > max_length:
+        raise DatasetError(
+            f"Example {name} has {longest} tokens, and finetune.max_length is {max_length}: its answer would be cut.",
+            f"Set finetune.max_length to {longest} or more, or shorten the cards.",
+        )
+    return rows

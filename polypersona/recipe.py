@@ -45,14 +45,15 @@ class AttributeMapping(Section):
 
 
 class PanelRecipe(Section):
-    """Who is asked."""
+    """Who is asked. Each of several `text` columns is its own persona; `distinct` keeps the first of equal ones."""
 
     source: str = "sampled"
     size: Annotated[int | None, _kind("extension")] = Field(default=None, ge=1)
     mapping: dict[str, str | AttributeMapping] = Field(default_factory=dict)
     id: str | None = None
-    text: str | None = None
+    text: str | list[str] | None = None
     weight: str | None = None
+    distinct: bool = False
     accept_license: str | None = None
 
 

@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="polypersona")
 def cli() -> None:
-    """Mass-produce synthetic survey responses, and judge whether to trust them.
+    r"""Mass-produce synthetic survey responses, and judge whether to trust them.
 
     \b
     Example: polypersona run jobs/demo.yaml
@@ -65,7 +65,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a named failure is one sentence on stderr and its exit code, without a traceback."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
@@ -79,3 +79,4 @@ def main() -> None:
         if error.hint:
             click.echo(error.hint, err=True)
         sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

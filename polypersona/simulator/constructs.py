@@ -61,7 +61,7 @@ CONSTRUCTS = _table(
     ("institutional_confidence", "social_issues", "public institutions", {"civic": 0.8, "ease": 0.6}),
     ("equality_support", "social_issues", "reducing inequality", {"green": 0.6, "tradition": -0.8}),
     ("traditional_values", "social_issues", "traditional values", {"tradition": 1.0}),
-    ("ecological_concern", "environment", "the state of nature", {"green": 1.0}),
+    ("ecological_concern", "environment", "protecting nature", {"green": 1.0}),
     ("green_behavior", "environment", "living sustainably", {"green": 1.0}),
     ("climate_policy_support", "environment", "stricter climate rules", {"green": 0.8, "tradition": -0.6}),
     ("life_satisfaction", "lifestyle", "my life as a whole", {"ease": 1.0}),

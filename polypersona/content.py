@@ -1,0 +1,120 @@
+"""What decides the content of a run's responses, in parts, and the refusal to change any of them under way.
+
+A part is a value of the recipe with `auto` resolved, or the hash of something outside it: weights, adapter, test split.
+Items and personas are guarded apart, because they may grow: those the run has must stay what they were. Paths are
+no part, so a moved file changes nothing. Takes values, gives values or an error; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from polypersona.chatml import RENDERER_VERSION
+from polypersona.engines.settings import ENGINE_VERSIONS, Weights
+from polypersona.errors import RecipeChangedError
+from polypersona.fingerprint import diff, digest_of
+from polypersona.ledger import Box, Ledger
+from polypersona.population import Population, item_hashes, panel_digests
+from polypersona.recipe import Recipe, change_of, flatten
+from polypersona.records import digest
+from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.storage import SCHEMA_VERSION
+
+# Values of these keys are resolved once and frozen; the recipe may say `auto`.
+_FROZEN = {
+    "model.dtype": "dtype",
+    "model.quantization": "quantization",
+    "generate.slots": "slots",
+    "generate.shard_personas": "shard_personas",
+}
+_MODEL_KEYS = ("model.dtype", "model.quantization", "model.trust_remote_code", "generate.slots")
+
+
+def content_parts(
+    recipe: Recipe, frozen: Mapping[str, Any], weights: Weights, population: Population
+) -> dict[str, Any]:
+    """Return the parts that may not change during a run, except items and personas."""
+    flat = flatten(recipe)
+    uses_model = recipe.generate.engine in MODEL_ENGINES
+    keys = ["seed", "instrument.show_options"]
+    keys += [key for key in flat if key.startswith("generate.") and change_of(key) == "content"]
+    keys += ["model.dtype", "model.quantization", "model.trust_remote_code"] if uses_model else []
+    parts = {key: _resolved(key, flat[key], frozen) for key in keys if uses_model or key not in _MODEL_KEYS}
+    if uses_model:
+        parts |= {"model.base": weights.model_hash, "model.adapter": weights.adapter_hash or "none"}
+        parts["threads"] = frozen["threads"]
+    if population.asked is not None:
+        parts["cells of the test split"] = digest(population.asked, population.item_keys)
+    parts["engine version"] = ENGINE_VERSIONS[recipe.generate.engine]
+    parts["renderer version"] = RENDERER_VERSION
+    parts["schema version"] = SCHEMA_VERSION
+    return parts
+
+
+def fingerprint_of(parts: Mapping[str, Any], items: Mapping[str, str], panel: str) -> str:
+    """Return the run's fingerprint: its parts, items and panel as they were at the first start."""
+    return digest_of({**parts, "items": items, "panel": panel})
+
+
+def extend_ledger(ledger: Ledger, recipe: Recipe, population: Population) -> Ledger:
+    """Return the ledger with what the recipe asks for beyond it."""
+    box = Box(len(population.personas), population.item_keys, recipe.generate.waves, recipe.generate.draws)
+    extended = ledger.extend(box, asked=population.asked)
+    if extended is ledger:
+        return ledger
+    panel = panel_digests(population.personas, [box.personas])[box.personas]
+    return Ledger(ledger.shard_personas, (*extended.layers[:-1], replace(extended.layers[-1], digest=panel)))
+
+
+def refuse_changes(
+    where: str, stored: Mapping[str, Any], parts: Mapping[str, Any], recipe: Recipe, population: Population
+) -> None:
+    """Refuse a recipe that would make other responses than those the run has.
+
+    Args:
+        where: the run directory, for the message.
+        stored: the run's run.json.
+        parts: what `content_parts` says now.
+        recipe: the recipe now.
+        population: who is asked what now.
+
+    Raises:
+        RecipeChangedError: with one line `key: old → new` for each change.
+    """
+    lines = diff(stored["fingerprint_parts"], parts)
+    lines += _item_changes(stored["items"], population)
+    panel_lines = _panel_changes(stored, population)
+    if panel_lines:
+        lines += panel_lines + diff(_panel_fields(stored["recipe"]), _panel_fields(recipe.model_dump(mode="json")))
+    if lines:
+        raise RecipeChangedError(
+            f"{where} holds responses of another content; the recipe would change\n  " + "\n  ".join(lines),
+            "Set that back, or give the run another name.",
+        )
+
+
+def _resolved(key: str, value: Any, frozen: Mapping[str, Any]) -> Any:
+    return frozen[_FROZEN[key]] if value == "auto" else value
+
+
+def _item_changes(stored: Mapping[str, str], population: Population) -> list[str]:
+    now = item_hashes(population)
+    shared = [key for key in stored if key in now]
+    return diff({f"item {key}": stored[key] for key in shared}, {f"item {key}": now[key] for key in shared})
+
+
+def _panel_changes(stored: Mapping[str, Any], population: Population) -> list[str]:
+    layers = {layer["box"]["personas"]: layer["digest"] for layer in stored["ledger"]["layers"]}
+    now = panel_digests(population.personas, layers)
+    return [
+        line
+        for size, before in sorted(layers.items())
+        if size in now
+        for line in diff({f"the first {size:,} personas": before}, {f"the first {size:,} personas": now[size]})
+    ]
+
+
+def _panel_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"panel.{key}": value for key, value in recipe["panel"].items() if change_of(f"panel.{key}") == "content"}

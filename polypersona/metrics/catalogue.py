@@ -1,0 +1,67 @@
+"""Metric names → metrics. To add one: satisfy `base.Metric` in a file of its own, and add a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polypersona.errors import RecipeError, nearest
+from polypersona.metrics.agreement import ExactAgreement, NearAgreement, QuadraticKappa, StanceAgreement, Validity
+from polypersona.metrics.base import Metric
+from polypersona.metrics.bertscore import PARTS, build_bertscores
+from polypersona.metrics.bleu import CorpusBleu, NltkBleu, SentenceBleu
+from polypersona.metrics.distinct import Distinct
+from polypersona.metrics.quality import CHECKS, QualityCheck, SurveyQuality
+from polypersona.metrics.rouge import Rouge
+from polypersona.metrics.sentiment import SentimentSimilarity
+from polypersona.metrics.structure import LengthSimilarity, SentenceSimilarity
+
+# In the order of a report's tables.
+METRICS: tuple[Metric, ...] = (
+    StanceAgreement(),
+    ExactAgreement(),
+    NearAgreement(),
+    QuadraticKappa(),
+    Validity(),
+    CorpusBleu(),
+    SentenceBleu(),
+    NltkBleu(),
+    Rouge("1"),
+    Rouge("2"),
+    Rouge("L"),
+    LengthSimilarity(),
+    SentenceSimilarity(),
+    SentimentSimilarity(),
+    SurveyQuality(),
+    *(QualityCheck(check) for check in CHECKS),
+)
+SET_METRICS = (Distinct(1), Distinct(2))
+BERTSCORE_NAMES = tuple(f"bertscore_{part}" for part in PARTS)
+
+
+def choose_metrics(
+    names: Sequence[str], bertscore_model: str | None
+) -> tuple[tuple[Metric, ...], tuple[Distinct, ...]]:
+    """Return the metrics of these names (all where none is named), those that add up and those of sets.
+
+    Raises:
+        RecipeError: an unknown name, or BERTScore without an encoder.
+        ModelError: the encoder cannot be read.
+    """
+    neural: tuple[Metric, ...] = build_bertscores(bertscore_model) if bertscore_model else ()
+    available = (*METRICS, *neural)
+    known = [*(metric.name for metric in available), *(metric.name for metric in SET_METRICS)]
+    for name in names:
+        if name in BERTSCORE_NAMES and not neural:
+            raise RecipeError(
+                f"evaluate.metrics: {name!r} needs an encoder, and evaluate.bertscore_model names none.",
+                "Add `bertscore_model: FOLDER_OR_HUB_ID` to evaluate, or leave the metric out.",
+            )
+        if name not in known:
+            raise RecipeError(
+                f"evaluate.metrics: there is no metric {name!r}.{nearest(name, known)}",
+                f"Choose from {', '.join(known)}.",
+            )
+    return (
+        tuple(metric for metric in available if not names or metric.name in names),
+        tuple(metric for metric in SET_METRICS if not names or metric.name in names),
+    )

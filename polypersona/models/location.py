@@ -1,0 +1,145 @@
+"""Where a base model's files are and what identifies them: the name `tiny`, a folder or a Hugging Face id.
+
+Gives every failure to find a model as one sentence. Loads no weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from polypersona.errors import ModelError, nearest
+from polypersona.models.catalogue import BASE_MODELS
+from polypersona.resources import tiny_model
+
+TINY = "tiny"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# What decides what a model says; a README or the optimiser's state beside it does not.
+_IDENTITY = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
+    "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+_CHUNK_BYTES = 1 << 20
+
+
+def locate_model(model: str) -> str:
+    """Return what Hugging Face libraries load: a checked absolute folder, or the hub id as it is.
+
+    Raises:
+        ModelError: neither a model folder nor the form of a hub id.
+    """
+    if model == TINY:
+        return str(tiny_model())
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return str(_checked_folder(folder.absolute()))
+    if _HUB_ID.fullmatch(model):
+        return model
+    raise ModelError(
+        f"{model!r} is neither a folder nor a Hugging Face id.{nearest(model, [TINY, *BASE_MODELS])}",
+        "Set model.base to tiny, a folder with config.json and *.safetensors, or an id such as microsoft/phi-2.",
+    )
+
+
+def is_hub_id(location: str) -> bool:
+    """Return whether a location from `locate_model` is a hub id, not a folder."""
+    return not Path(location).is_absolute()
+
+
+def check_tokenizer_files(location: str) -> None:
+    """Refuse a folder that holds no tokenizer; a hub id is not looked at.
+
+    Raises:
+        ModelError: none of the tokenizer files is there.
+    """
+    if is_hub_id(location) or any((Path(location) / name).is_file() for name in _TOKENIZER_FILES):
+        return
+    raise ModelError(
+        f"The model folder {location} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}).",
+        "Save the model's tokenizer into that folder.",
+    )
+
+
+def model_hash(model: str, revision: str | None = None) -> str:
+    """Return what identifies the weights, configuration and tokenizer of a model.
+
+    For a folder the hex BLAKE2b digest of those files' names and bytes; for a hub id `id@commit`.
+
+    Raises:
+        ModelError: no such model, or the hub cannot be asked.
+    """
+    location = locate_model(model)
+    if is_hub_id(location):
+        return f"{location}@{_hub_commit(location, revision)}"
+    folder = Path(location)
+    names = [name for name in _IDENTITY if (folder / name).is_file()]
+    return files_hash([folder / name for name in names] + sorted(folder.glob("*.safetensors")))
+
+
+def files_hash(paths: list[Path]) -> str:
+    """Return the hex digest of the files' names and bytes, in the order given."""
+    state = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        state.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                state.update(chunk)
+    return state.hexdigest()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a model folder.
+
+    Raises:
+        ModelError: it is missing or not a JSON mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"There is no {path}.", "Name a folder that holds the whole model or adapter.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON: {error}.", "Restore the file.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON mapping.", "Restore the file.")
+    return content
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ModelError(f"The model {folder} is a file, not a folder.", "Name the folder that holds config.json.")
+    if not (folder / "config.json").is_file():
+        is_adapter = (folder / "adapter_config.json").is_file()
+        hint = "Set model.adapter to it, and model.base to its base model." if is_adapter else "Name a model folder."
+        raise ModelError(f"The model folder {folder} holds no config.json.", hint)
+    read_config(folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"The model folder {folder} holds no *.safetensors; pickled weights are not loaded.",
+            "Save the model with save_pretrained, which writes safetensors.",
+        )
+    return folder
+
+
+def _hub_commit(hub_id: str, revision: str | None) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        path = cached_file(hub_id, "config.json", revision=revision)
+    except OSError as error:
+        raise hub_error(hub_id, error) from error
+    return extract_commit_hash(str(path), None) or (revision or "main")
+
+
+def hub_error(hub_id: str, error: Exception) -> ModelError:
+    """Return the named form of a failed download: the first line of what the hub's client said."""
+    said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    known = BASE_MODELS.get(hub_id)
+    gate = f" {hub_id} is gated: accept its licence on the hub and set HF_TOKEN." if known and known.is_gated else ""
+    return ModelError(
+        f"The model {hub_id!r} cannot be loaded from the Hugging Face hub or its cache: {said}",
+        f"Check the id and the network, or set model.base to a folder that holds it, or to tiny.{gate}",
+    )

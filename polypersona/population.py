@@ -1,0 +1,116 @@
+"""Who is asked what: a recipe → personas, items, and which of the items each persona gets.
+
+`on: panel` asks every persona of the panel every item of the instrument; `on: test` asks the cells of the test split,
+whose answers have references. Knows the sources, no engine, no shard and no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from polypersona.chatml import card_attributes
+from polypersona.errors import EngineError, PersonaError
+from polypersona.examples import example_item, example_persona, load_examples
+from polypersona.ledger import Asked
+from polypersona.panel.sources import load_panel
+from polypersona.questionbank import item_hash, load_instrument
+from polypersona.recipe import Recipe
+from polypersona.records import Item, Persona
+from polypersona.storage import RunDirectory
+
+# A set of options or a number as an answer has columns in the schema, but no engine gives one yet.
+UNANSWERABLE = ("multiple", "numeric")
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """The personas and items of a run. `asked` are each persona's items as indices; None where all get all."""
+
+    personas: tuple[Persona, ...]
+    items: tuple[Item, ...]
+    asked: Asked | None = None
+
+    @property
+    def item_keys(self) -> tuple[str, ...]:
+        """The items' keys, in the order they are asked."""
+        return tuple(item_key(item) for item in self.items)
+
+
+def item_key(item: Item) -> str:
+    """Return what names an item and its variant: `item_id`, or `item_id#variant`."""
+    return f"{item.item_id}#{item.variant}" if item.variant else item.item_id
+
+
+def load_population(recipe: Recipe, run: RunDirectory) -> Population:
+    """Return who is asked what.
+
+    Raises:
+        PersonaError: the panel cannot be read, or two personas have one id.
+        QuestionbankError: the instrument cannot be read.
+        StorageError: `on: test` before the dataset stage.
+        EngineError: an item of a response type that no engine answers.
+    """
+    if recipe.generate.on == "test":
+        population = _test_population(run)
+    else:
+        panel, instrument = load_panel(recipe.panel, recipe.seed), load_instrument(recipe.instrument)
+        population = Population(tuple(panel.personas), tuple(instrument.items))
+    _refuse_repeated_ids(population.personas)
+    for item in population.items:
+        if item.response_type in UNANSWERABLE:
+            raise EngineError(
+                f"Item {item.item_id!r} is of type {item.response_type!r}, which no engine of this version answers.",
+                "Leave it out with instrument.items or instrument.response_types.",
+            )
+    return population
+
+
+def item_hashes(population: Population) -> dict[str, str]:
+    """Return what each item asks and measures, as a hash by key."""
+    return {item_key(item): item_hash(item) for item in population.items}
+
+
+def panel_digests(personas: Sequence[Persona], sizes: Iterable[int]) -> dict[int, str]:
+    """Return the digest of the panel's first `size` personas, for each size that it has: ids, cards and weights."""
+    wanted = {size for size in sizes if size <= len(personas)}
+    state = hashlib.blake2b(digest_size=8)
+    digests: dict[int, str] = {}
+    for count, persona in enumerate(personas, start=1):
+        content = [persona.persona_id, card_attributes(persona), persona.text, persona.weight]
+        state.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        if count in wanted:
+            digests[count] = state.copy().hexdigest()
+    return digests
+
+
+def _test_population(run: RunDirectory) -> Population:
+    personas: dict[str, Persona] = {}
+    items: dict[str, Item] = {}
+    asked: dict[str, list[str]] = {}
+    for example in load_examples(run, "test"):
+        persona, item = example_persona(example), example_item(example)
+        personas.setdefault(persona.persona_id, persona)
+        items.setdefault(item_key(item), item)
+        cells = asked.setdefault(persona.persona_id, [])
+        if item_key(item) not in cells:  # a repeated row is one cell
+            cells.append(item_key(item))
+    place = {key: index for index, key in enumerate(sorted(items))}
+    ordered = tuple(items[key] for key in sorted(items))
+    return Population(
+        tuple(personas.values()), ordered, tuple(tuple(sorted(place[key] for key in keys)) for keys in asked.values())
+    )
+
+
+def _refuse_repeated_ids(personas: Sequence[Persona]) -> None:
+    if not personas:
+        raise PersonaError("The panel is empty.", "Name a source with at least one persona.")
+    if len({persona.persona_id for persona in personas}) < len(personas):
+        persona_id, count = Counter(persona.persona_id for persona in personas).most_common(1)[0]
+        raise PersonaError(
+            f"The persona id {persona_id!r} occurs {count} times in the panel; ids are unique.",
+            "Set panel.id to a column without repeats, or leave it out.",
+        )

@@ -1,0 +1,107 @@
+"""Files of records → rows with their place: a JSON list, JSON Lines whatever the extension, or `{"data": [...]}`.
+
+Knows JSON and nothing of what a record means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polypersona.errors import DatasetError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson")
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+SHAPES = 'a JSON list, JSON Lines or {"data": [...]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A record that was kept aside. `row` counts from 1: lines of JSON Lines, else elements of the list."""
+
+    file: str
+    row: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}, row {self.row}"
+        return f"{place}, field {self.field!r}: {self.reason}" if self.field else f"{place}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A row of a file before anything is made of it."""
+
+    file: str
+    row: int
+    content: Any
+
+
+def find_split_files(folder: Path) -> dict[str, Path]:
+    """Return split → its file in a folder.
+
+    Raises:
+        DatasetError: a split has no file, or two.
+    """
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.stem in names]
+        if len(files) != 1:
+            got = f"it holds {' and '.join(path.name for path in files)}" if files else "it holds none"
+            raise DatasetError(
+                f"{folder}: a folder of records needs one file for the {split} split, but {got}.",
+                "Name the files train, validation (or val) and test with .json or .jsonl, or name one file to divide.",
+            )
+        found[split] = files[0]
+    return found
+
+
+def read_records(path: Path) -> Iterator[RawRecord | Rejection]:
+    """Yield the records of a file; a line that is not JSON comes as its rejection.
+
+    Raises:
+        DatasetError: the file cannot be read, is empty, or is a broken JSON list.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DatasetError(f"There is no {path}.", "Set dataset.source to a file or folder of records.") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text (byte {error.start}).", "Convert it to UTF-8.") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.", "Name a readable file.") from error
+    if not text.strip():
+        raise DatasetError(f"{path} is empty.", f"Give it records: {SHAPES}.")
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("["):
+            raise DatasetError(
+                f"{path}, line {error.lineno}: this JSON list is broken: {error.msg}.", "Mend the file at that line."
+            ) from error
+        yield from _read_lines(path.name, text)
+        return
+    yield from _read_whole(path, whole)
+
+
+def _read_whole(path: Path, whole: Any) -> Iterator[RawRecord]:
+    records = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+    if not isinstance(records, list):
+        raise DatasetError(f"{path} holds no list of records.", f"Give it records: {SHAPES}.")
+    for row, content in enumerate(records, start=1):
+        yield RawRecord(path.name, row, content)
+
+
+def _read_lines(file: str, text: str) -> Iterator[RawRecord | Rejection]:
+    # Not splitlines(): JSON strings may hold U+2028, which ends no line of a file.
+    for row, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield RawRecord(file, row, json.loads(line))
+        except json.JSONDecodeError as error:
+            yield Rejection(file, row, "", f"not valid JSON: {error.msg} (column {error.colno})")

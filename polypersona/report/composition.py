@@ -1,0 +1,116 @@
+"""What the run is composed of: its rows by domain and question type, lengths of answers, answers per closed item.
+
+Takes counts, gives plain JSON values: the numbers behind Figures 1, 2 and 5 and the items' distributions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polypersona.records import RESPONSE_TYPES, Item
+from polypersona.report.paper import domain_rank
+from polypersona.report.source import Source
+from polypersona.report.tally import ItemTally, Tally, box_statistics
+
+MAX_ITEMS = 300
+
+
+def by_domain(tally: Tally, source: Source) -> list[dict[str, Any]]:
+    """Return records and answers per domain, with their shares (Figure 1)."""
+    answers = tally.by(0)
+    return [
+        {
+            "domain": domain,
+            "records": source.domains[domain],
+            "share_records": _share(source.domains[domain], source.num_records),
+            "answers": answers[domain],
+            "share_answers": _share(answers[domain], tally.num_rows),
+        }
+        for domain in sorted({*answers, *source.domains}, key=domain_rank)
+    ]
+
+
+def by_type(tally: Tally, source: Source) -> list[dict[str, Any]]:
+    """Return questions and answers per response type, with their shares (Figure 2)."""
+    questions = Counter(kind for _, kind in tally.item_types.values())
+    answers = tally.by(1)
+    order = ("open", *(kind for kind in RESPONSE_TYPES if kind != "open"))
+    return [
+        {
+            "type": kind,
+            "questions": questions[kind],
+            "share_questions": _share(questions[kind], sum(questions.values())),
+            "records": source.types[kind],
+            "answers": answers[kind],
+            "share_answers": _share(answers[kind], tally.num_rows),
+        }
+        for kind in order
+        if answers[kind] or source.types[kind]
+    ]
+
+
+def lengths(tally: Tally) -> dict[str, Any]:
+    """Return the box-plot figures of answer lengths in characters by domain (Figure 5).
+
+    Open answers where the run has any: a closed answer is as long as its option's label.
+    """
+    is_open = any(kind for _, kind in tally.lengths)
+    rows = []
+    for domain in sorted({name for name, kind in tally.lengths if kind == is_open}, key=domain_rank):
+        box = box_statistics(tally.lengths[domain, is_open])
+        if box is not None:
+            rows.append({"domain": domain, **box._asdict()})
+    return {"of": "open" if is_open else "closed", "rows": rows}
+
+
+def closed_items(tally: Tally, source: Source, scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the distribution of answers of each closed item, by domain, then id; at most `MAX_ITEMS`."""
+    by_item: dict[str, list[Mapping[str, Any]]] = {}
+    for row in scores:
+        by_item.setdefault(str(row["group"]), []).append(row)
+    order = sorted(tally.items, key=lambda key: (domain_rank(tally.item_types[key][0]), key))
+    rows = []
+    for key in order[:MAX_ITEMS]:
+        item = source.items.get(key) or source.items.get(key.split(" · ")[0])
+        domain, kind = tally.item_types[key]
+        rows.append(
+            {
+                "item": key,
+                "domain": domain,
+                "type": kind,
+                "stem": item.stem if item else key,
+                "scale": item.scale if item else "ordered",
+                "n": tally.items[key].counts.total(),
+                "n_reference": source.reference_codes[key].total() if key in source.reference_codes else 0,
+                "options": _options(tally.items[key], item, source.reference_codes.get(key, Counter())),
+                "scores": by_item.get(key, []),
+            }
+        )
+    return rows
+
+
+def _options(entry: ItemTally, item: Item | None, references: Counter[int]) -> list[dict[str, Any]]:
+    labels = dict(zip(item.codes, item.options, strict=False)) if item else dict(sorted(entry.labels.items()))
+    has_probabilities = entry.probability_sum is not None and len(entry.probability_sum) == len(labels)
+    return [
+        {
+            "code": code,
+            "label": label,
+            "count": entry.counts[code],
+            "share": _share(entry.weights[code], entry.weights.total()),
+            "probability": (
+                float(entry.probability_sum[index]) / entry.num_probabilities
+                if has_probabilities and entry.probability_sum is not None
+                else None
+            ),
+            "reference": references[code],
+            "share_reference": _share(references[code], references.total()),
+        }
+        for index, (code, label) in enumerate(labels.items())
+    ]
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

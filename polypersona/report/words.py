@@ -1,0 +1,172 @@
+"""The sentences of the report: what was run, what can and what cannot be concluded, what each metric says.
+
+Takes the numbers `content` gathered; gives plain sentences. Every sentence follows from a number or from the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polypersona.recipe import Recipe
+from polypersona.report.numbers import (
+    is_defined,
+    plain_key,
+    render_count,
+    render_interval,
+    render_number,
+    render_share,
+)
+
+SYNTHETIC = "Synthetic data: every answer in this report was written by a program, none by a person."
+SIMULATOR = (
+    "The scores say how far the model agrees with a simulator, a set of written rules. This is agreement with a "
+    "simulator and concludes nothing about people."
+)
+IGNORES_CARDS = (
+    "The model ignores these cards. Giving every respondent another respondent's card leaves the scores as they are, "
+    "so differences between respondents in these answers mean nothing."
+)
+
+# Shown first, in this order: first whether answers are valid and follow the card, then how the texts look.
+HEADLINE_METRICS = (
+    "stanceagreement", "exactagreement", "quadratickappa", "validity", "bleu", "rouge1", "rougel", "distinct2",
+    "lengthsimilarity", "sentimentsimilarity", "bertscoref1", "surveyquality",
+)  # fmt: skip
+MAX_CARDS = 8
+
+_MEANINGS = {
+    "stanceagreement": "how often the answer takes the reference's side: for, against or neither",
+    "exactagreement": "how often the chosen option is the reference's",
+    "nearagreement": "how often the chosen option is the reference's or its neighbour",
+    "quadratickappa": "agreement of the options beyond chance: 1 is perfect, 0 is chance",
+    "validity": "how often a closed question got one of its options as the answer",
+    "bleu": "word sequences shared with the reference answers",
+    "rouge1": "single words shared with the reference answer",
+    "rouge2": "word pairs shared with the reference answer",
+    "rougel": "longest common word sequence with the reference answer",
+    "bertscoref1": "similarity of meaning to the reference answer, judged by a language model",
+    "distinct1": "share of different words among all words: variety",
+    "distinct2": "share of different word pairs among all pairs: variety",
+    "lengthsimilarity": "how close the answer's length is to the reference's",
+    "sentencesimilarity": "how close the number of sentences is to the reference's",
+    "sentimentsimilarity": "how close the tone is to the reference's",
+    "surveyquality": "mean of the named checks of a well-formed answer",
+}
+
+
+def meaning(metric: str) -> str:
+    """Return what a metric says, in half a sentence; empty for one that is not known here."""
+    return _MEANINGS.get(plain_key(metric), "")
+
+
+def is_simulated(recipe: Recipe, reference: str) -> bool:
+    """Return whether the reference's answers come from the rules, by the teacher or by the dataset it wrote."""
+    return reference == "teacher" or (
+        reference == "dataset" and recipe.dataset.source is None and recipe.dataset.teacher == "rules"
+    )
+
+
+def what_was_run(recipe: Recipe, summary: Mapping[str, Any]) -> list[str]:
+    """Return two or three sentences: who was asked what, by which model, with what outcome."""
+    domains = "one domain" if summary["num_domains"] == 1 else f"{summary['num_domains']} domains"
+    asked = (
+        f"{render_count(summary['num_personas'])} synthetic respondents were asked {summary['num_items']} questions of "
+        f"{domains}: {render_count(summary['num_rows'])} answers, of which {render_count(summary['num_complete'])} "
+        f"({render_share(summary['share_complete'])}) are complete."
+    )
+    sentences = [asked, _who_answered(recipe, summary)]
+    if recipe.generate.on == "test":
+        sentences.append(
+            f"The respondents are those of the dataset's test split; {_UNSEEN.get(recipe.dataset.split_by, '')}"
+        )
+    return sentences
+
+
+_UNSEEN = {
+    "persona": "the model was tuned on answers of other respondents to the same questions.",
+    "item": "the model was tuned on the same respondents' answers to other questions.",
+    "both": "the model was tuned on other respondents and other questions.",
+    "neither": "the model was tuned on rows drawn from the same respondents and questions, so the scores flatter it.",
+}
+
+
+def _who_answered(recipe: Recipe, summary: Mapping[str, Any]) -> str:
+    if recipe.generate.engine == "rules":
+        return "The answers were written by rules, not by a language model."
+    if recipe.generate.engine == "fake":
+        return "The answers were written by the fake engine, which exists for tests: they carry no meaning."
+    adapter = summary["adapter"]
+    tuned = f"with the adapter {adapter}" if adapter not in ("", "none") else "without an adapter"
+    if adapter == "run":
+        tuned = "with an adapter tuned in this run"
+    return f"They were written by the language model {recipe.model.base} {tuned}, under one seed ({recipe.seed})."
+
+
+def warnings_of(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know before anything else, as plain sentences."""
+    warnings = []
+    conditioning = scores.get("conditioning") or {}
+    if conditioning.get("ignores_cards"):
+        warnings.append(f"{IGNORES_CARDS}{_gain_sentence(conditioning)}")
+    if not summary["num_rows"]:
+        warnings.append("There are no answers yet: the generate stage has not written any.")
+    share = summary["share_quarantined"]
+    if is_defined(share) and share > recipe.generate.max_quarantined:
+        warnings.append(
+            f"{render_share(share)} of the planned answers failed and were set aside; the recipe allows "
+            f"{render_share(recipe.generate.max_quarantined)}."
+        )
+    if recipe.generate.engine == "fake":
+        warnings.append("The fake engine answered: the numbers below test the machinery and mean nothing else.")
+    return warnings
+
+
+def conclusions(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return (what can be concluded, what cannot), as sentences."""
+    reference = str(scores.get("reference", "none"))
+    can = [
+        "Whether the instrument runs through: which questions get valid answers, refusals or nothing, and how long "
+        "the answers are."
+    ]
+    if not scores:
+        can.append(
+            "No scores were computed for this run, so nothing can be said about the answers' agreement with anything."
+        )
+    elif reference == "none":
+        can.append("There is no reference: only properties of the answers themselves were measured.")
+    elif is_simulated(recipe, reference):
+        can.append("How well the model reproduces, for respondents, what written rules make of their cards.")
+    else:
+        can.append("How close the answers are to the reference answers of the dataset, each score beside its floor.")
+    can.extend(_conditioning(scores.get("conditioning") or {}))
+    cannot = [
+        "What people think. No person answered; shares and averages here estimate nothing in any population.",
+        "Whether groups of people differ. Differences between groups here come from the model and the cards.",
+    ]
+    if is_simulated(recipe, reference):
+        cannot.insert(0, SIMULATOR)
+    cannot.append("How this run compares with the paper's printed scores: those come from other data.")
+    return can, cannot
+
+
+def _conditioning(conditioning: Mapping[str, Any]) -> list[str]:
+    if not conditioning or conditioning.get("ignores_cards") is not False:
+        return []
+    return [f"That the answers depend on the cards.{_gain_sentence(conditioning)}"]
+
+
+def _gain_sentence(conditioning: Mapping[str, Any]) -> str:
+    gain = conditioning.get("gain")
+    if not is_defined(gain):
+        return ""
+    interval = render_interval(conditioning.get("low"), conditioning.get("high"))
+    label = str(conditioning.get("metric") or "the score").replace("_", " ")
+    return f" Its own card, instead of another's, gains a respondent {render_number(gain)} {interval} in {label}."
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows that get a card, in order of weight; where none is known, the first ones."""
+    keys = [plain_key(str(row["metric"])) for row in rows]
+    known = [rows[keys.index(name)] for name in HEADLINE_METRICS if name in keys]
+    return (known or list(rows))[:MAX_CARDS]

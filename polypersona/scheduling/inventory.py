@@ -1,0 +1,181 @@
+"""The inventory: what this machine or the Ray cluster has, and the one place that starts or joins Ray.
+
+Gives `policy.Inventory` values. Facts that Ray does not know (bf16 instructions, memory of a GPU) are read on each
+node by a task that reserves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from polypersona.errors import InfeasiblePlanError, RecipeError
+from polypersona.scheduling.policy import Gpu, Inventory, Node, limit_inventory
+
+PROBE_TIMEOUT_S = 120.0
+# One thread a process: the pool is the parallelism, and a blocked OpenMP barrier costs more than a second thread gains.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_NVIDIA_SMI = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+
+
+def start_ray(limits: Mapping[str, float] | None = None) -> Inventory:
+    """Join the Ray cluster that RAY_ADDRESS names or that runs on this machine, else start a local one, quietly.
+
+    A Ray that this process has joined already is used as it is.
+
+    Args:
+        limits: totals by Ray resource name (`CPU`, `GPU`) that the run may use.
+
+    Returns:
+        What the run may use: the cluster's nodes within the limits.
+    """
+    if not ray.is_initialized():
+        # Ray would warn about a default it changes; this is the new default.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if not _join_cluster():
+            _start_local(limits or {})
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return read_cluster(limits)
+
+
+def read_inventory(limits: Mapping[str, float] | None = None) -> Inventory:
+    """Return what a run would use, starting nothing: the joined or named cluster's nodes, else this machine."""
+    if ray.is_initialized() or _named_address() is not None:
+        return start_ray(limits)
+    return limit_inventory(local_inventory(), limits or {})
+
+
+def read_cluster(limits: Mapping[str, float] | None = None) -> Inventory:
+    """Return the nodes of the Ray cluster this process has joined, within the limits."""
+    here = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    probe = ray.remote(num_cpus=0)(_probe)
+    asked = {
+        node["NodeID"]: probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in alive
+        if node["NodeID"] != here
+    }
+    facts = {node_id: ray.get(answer, timeout=PROBE_TIMEOUT_S) for node_id, answer in asked.items()}
+    nodes = tuple(_cluster_node(node["Resources"], facts.get(node["NodeID"]) or _probe()) for node in alive)
+    return limit_inventory(Inventory(nodes, f"a Ray cluster of {len(nodes)} node(s)"), limits or {})
+
+
+def local_inventory() -> Inventory:
+    """Return what this machine has."""
+    return Inventory((_probe(),), "this machine")
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read an inventory file: `{"nodes": [{"cpus", "memory_bytes", "gpus": […], "has_cpu_bf16"}]}`.
+
+    Raises:
+        RecipeError: the file cannot be read, or is no inventory.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        nodes = tuple(
+            Node(
+                float(node["cpus"]),
+                int(node["memory_bytes"]),
+                tuple(
+                    Gpu(str(gpu["name"]), int(gpu["memory_bytes"]), float(gpu["capability"]))
+                    for gpu in node.get("gpus", [])
+                ),
+                bool(node.get("has_cpu_bf16", False)),
+            )
+            for node in content["nodes"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{path} is no inventory: {type(error).__name__} {error}.",
+            'Write {"nodes": [{"cpus": 8, "memory_bytes": 34359738368, "gpus": [], "has_cpu_bf16": false}]}.',
+        ) from error
+    if not nodes:
+        raise InfeasiblePlanError(f"{path} lists no node.", "Add at least one node.")
+    return Inventory(nodes, str(path))
+
+
+def _join_cluster() -> bool:
+    """Join the cluster there is, and say whether there is one."""
+    address = _named_address()
+    if address is None and not _is_running_here():
+        return False
+    try:
+        ray.init(address=address or "auto", **_quiet_options())
+    except ConnectionError:
+        if address is not None:
+            raise
+        return False  # a cluster that was killed leaves its address behind
+    return True
+
+
+def _start_local(limits: Mapping[str, float]) -> None:
+    here = limit_inventory(local_inventory(), limits)
+    ray.init(
+        address="local",
+        num_cpus=max(1, int(here.cpus)),
+        num_gpus=len(here.gpus),
+        include_dashboard=False,
+        **_quiet_options(),
+    )
+
+
+def _quiet_options() -> dict[str, Any]:
+    return {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
+
+
+def _named_address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return address if address not in ("", "local") else None
+
+
+def _is_running_here() -> bool:
+    """Whether `ray start` has put a node on this machine; it leaves its address in a file."""
+    if os.environ.get("RAY_ADDRESS") == "local":
+        return False
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()
+
+
+def _cluster_node(resources: Mapping[str, float], facts: Node) -> Node:
+    gpus = facts.gpus[: int(resources.get("GPU", 0))]
+    return Node(float(resources.get("CPU", 0)), int(resources.get("memory", 0)), gpus, facts.has_cpu_bf16)
+
+
+def _probe() -> Node:
+    """Return the facts of the machine this runs on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Node(float(len(os.sched_getaffinity(0))), memory, _read_gpus(), _has_cpu_bf16())
+
+
+def _has_cpu_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _read_gpus() -> tuple[Gpu, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    found = subprocess.run([tool, *_NVIDIA_SMI], capture_output=True, text=True, timeout=30, check=False)
+    if found.returncode != 0:
+        return ()
+    rows = [[part.strip() for part in line.split(",")] for line in found.stdout.splitlines() if line.strip()]
+    return tuple(Gpu(name, int(float(mebibytes)) << 20, float(capability)) for name, mebibytes, capability in rows)

@@ -1,0 +1,282 @@
+"""The policy: inventory + recipe → plan. Pure: no clock, no Ray, no file; every decision carries its reason.
+
+`auto` values of the recipe are decided here and nowhere else. Those that decide content (precision, quantisation,
+slots, threads) are frozen in run.json at the run's first start; the others may be decided anew at every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+from polypersona.errors import InfeasiblePlanError
+from polypersona.recipe import Recipe, finetune_settings
+
+Value = TypeVar("Value")
+GIB = 1 << 30
+MODEL_ENGINES = ("packed", "vllm")
+CPU_SLOTS, GPU_SLOTS = 64, 128
+# An actor holds its weights once, and while it loads them a part of them twice; the rest is cache and the runtime.
+ACTOR_MEMORY_FACTOR = 1.5
+ACTOR_BASE_BYTES = GIB // 2
+# The share of a GPU's memory that weights may take, so that the cache of keys and values has room.
+GPU_WEIGHT_SHARE = 0.6
+NF4_SHARE_OF_BF16 = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device. `capability` is CUDA's compute capability, such as 8.0."""
+
+    name: str
+    memory_bytes: int
+    capability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine, in what a run may use of it."""
+
+    cpus: float
+    memory_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+    has_cpu_bf16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What there is: the machines, and who said so (`this machine`, `the Ray cluster at …`, a file)."""
+
+    nodes: tuple[Node, ...]
+    source: str = "this machine"
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Devices of all nodes."""
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[Value]):
+    """A value and why it was chosen."""
+
+    value: Value
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """How the adapter would be tuned. `workers` × `batch_size` × `accumulation` is the recipe's global batch."""
+
+    workers: Decision[int]
+    gpus_per_worker: int
+    cpus_per_worker: float
+    batch_size: int
+    accumulation: int
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratePlan:
+    """How the cells would be answered. `cpus_per_actor` is Ray's reservation, not the number of threads."""
+
+    actors: Decision[int]
+    cpus_per_actor: float
+    gpus_per_actor: int
+    dtype: Decision[str]
+    quantization: Decision[str]
+    slots: Decision[int]
+    threads: Decision[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would run where."""
+
+    inventory: Inventory
+    train: TrainPlan
+    generate: GeneratePlan
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return asdict(self)
+
+
+def limit_inventory(inventory: Inventory, limits: Mapping[str, float]) -> Inventory:
+    """Return the part of the inventory that totals by Ray resource name allow; nodes are filled in order."""
+    cpus_left = limits.get("CPU", float("inf"))
+    gpus_left = limits.get("GPU", float("inf"))
+    nodes = []
+    for node in inventory.nodes:
+        cpus = min(node.cpus, cpus_left)
+        gpus = node.gpus[: int(min(len(node.gpus), gpus_left))]
+        cpus_left -= cpus
+        gpus_left -= len(gpus)
+        if cpus > 0 or gpus:
+            nodes.append(Node(cpus, node.memory_bytes, gpus, node.has_cpu_bf16))
+    return Inventory(tuple(nodes), inventory.source)
+
+
+def build_plan(
+    recipe: Recipe, inventory: Inventory, num_shards: int | None = None, weight_bytes: int | None = None
+) -> Plan:
+    """Decide everything the recipe leaves to `auto`.
+
+    Args:
+        recipe: what is asked for.
+        inventory: what there is, limits already applied.
+        num_shards: how many shards are left to answer; None where that is not known yet.
+        weight_bytes: size of the base model's weights in 16 bits; None where it is not known.
+
+    Raises:
+        InfeasiblePlanError: not even one actor or worker fits; the message names the shortest resource.
+    """
+    if inventory.cpus <= 0:
+        raise InfeasiblePlanError(
+            f"{inventory.source} offers no CPU to this run.", "Raise cluster.limits.CPU to at least 1."
+        )
+    train = plan_training(recipe, inventory)
+    return Plan(inventory, train, plan_generation(recipe, inventory, num_shards, weight_bytes))
+
+
+def plan_training(recipe: Recipe, inventory: Inventory) -> TrainPlan:
+    """Choose the training workers. The global batch is the recipe's, whatever their number."""
+    settings = finetune_settings(recipe.finetune)
+    asked = recipe.finetune.workers
+    num_gpus = len(inventory.gpus)
+    if asked != "auto":
+        workers = Decision(_divisor(settings.global_batch, asked), "finetune.workers in the recipe")
+        if workers.value != asked:
+            text = f"the recipe asks for {asked}, which does not divide the global batch of {settings.global_batch}"
+            workers = Decision(workers.value, text)
+    elif num_gpus:
+        count = _divisor(settings.global_batch, num_gpus)
+        workers = Decision(count, f"{num_gpus} GPUs, a whole one each; a global batch of {settings.global_batch}")
+    else:
+        workers = Decision(1, "no GPU: one process with several threads beats several processes on a machine")
+    per_step = settings.global_batch // workers.value
+    batch_size = _divisor(per_step, settings.batch_size)
+    is_on_gpu = num_gpus >= workers.value
+    return TrainPlan(
+        workers=workers,
+        gpus_per_worker=1 if is_on_gpu else 0,
+        cpus_per_worker=1.0,
+        batch_size=batch_size,
+        accumulation=per_step // batch_size,
+    )
+
+
+def plan_generation(
+    recipe: Recipe, inventory: Inventory, num_shards: int | None = None, weight_bytes: int | None = None
+) -> GeneratePlan:
+    """Choose actors, precision, quantisation, slots and threads of generation."""
+    uses_model = recipe.generate.engine in MODEL_ENGINES
+    uses_gpu = uses_model and bool(inventory.gpus)
+    actors = choose_actors(recipe, inventory, num_shards, weight_bytes)
+    return GeneratePlan(
+        actors=actors,
+        cpus_per_actor=_cpus_per_actor(inventory, actors.value),
+        gpus_per_actor=1 if uses_gpu else 0,
+        dtype=choose_dtype(recipe, inventory),
+        quantization=choose_quantization(recipe, inventory, weight_bytes),
+        slots=choose_slots(recipe, inventory),
+        threads=Decision(1, "one thread an actor: two processes of one thread outrun one of two"),
+    )
+
+
+def choose_dtype(recipe: Recipe, inventory: Inventory) -> Decision[str]:
+    """Choose the precision of the weights: bf16 where every place that may hold them computes in it, else fp32."""
+    if recipe.model.dtype != "auto":
+        return Decision(recipe.model.dtype, "model.dtype in the recipe")
+    if recipe.generate.engine not in MODEL_ENGINES:
+        return Decision("fp32", f"the {recipe.generate.engine} engine holds no weights")
+    if inventory.gpus:
+        lowest = min(inventory.gpus, key=lambda gpu: gpu.capability)
+        if lowest.capability >= 8:
+            return Decision("bf16", f"every GPU has compute capability 8.0 or more (lowest: {lowest.name})")
+        return Decision("fp32", f"{lowest.name} has compute capability {lowest.capability}, below 8.0")
+    if all(node.has_cpu_bf16 for node in inventory.nodes):
+        return Decision("bf16", "every CPU has bf16 instructions (avx512_bf16 or amx_bf16)")
+    return Decision("fp32", "a CPU without bf16 instructions computes faster in fp32")
+
+
+def choose_quantization(recipe: Recipe, inventory: Inventory, weight_bytes: int | None = None) -> Decision[str]:
+    """Choose the quantisation: none unless a GPU is too small for the weights in 16 bits."""
+    if recipe.model.quantization != "auto":
+        return Decision(recipe.model.quantization, "model.quantization in the recipe")
+    if recipe.generate.engine not in MODEL_ENGINES:
+        return Decision("none", f"the {recipe.generate.engine} engine holds no weights")
+    if not inventory.gpus:
+        return Decision("none", "no GPU: 16 or 32 bits are faster on a CPU")
+    if weight_bytes is None:
+        return Decision("none", "the size of the weights is not known here")
+    smallest = min(gpu.memory_bytes for gpu in inventory.gpus)
+    room = GPU_WEIGHT_SHARE * smallest
+    need = f"the weights take {weight_bytes / GIB:.1f} GiB in 16 bits, the smallest GPU has {smallest / GIB:.1f} GiB"
+    if weight_bytes <= room:
+        return Decision("none", need)
+    if weight_bytes * NF4_SHARE_OF_BF16 <= room:
+        return Decision("nf4", need)
+    raise InfeasiblePlanError(
+        f"No plan fits: {need}, and nf4 would still take {weight_bytes * NF4_SHARE_OF_BF16 / GIB:.1f} GiB.",
+        f"Use GPUs of {weight_bytes * NF4_SHARE_OF_BF16 / GPU_WEIGHT_SHARE / GIB:.0f} GiB or a smaller model.base.",
+    )
+
+
+def choose_slots(recipe: Recipe, inventory: Inventory) -> Decision[int]:
+    """Choose how many cells an actor has in flight."""
+    if recipe.generate.slots != "auto":
+        return Decision(recipe.generate.slots, "generate.slots in the recipe")
+    if inventory.gpus and recipe.generate.engine in MODEL_ENGINES:
+        return Decision(GPU_SLOTS, "a GPU")
+    return Decision(CPU_SLOTS, "a CPU: more cells in flight gain little")
+
+
+def choose_actors(
+    recipe: Recipe, inventory: Inventory, num_shards: int | None = None, weight_bytes: int | None = None
+) -> Decision[int]:
+    """Choose the size of the actor pool; never more actors than shards are left."""
+    limit = max(1, num_shards) if num_shards is not None else None
+    if recipe.generate.actors != "auto":
+        return _at_most(Decision(recipe.generate.actors, "generate.actors in the recipe"), limit)
+    if recipe.generate.engine in MODEL_ENGINES and inventory.gpus:
+        return _at_most(Decision(len(inventory.gpus), f"{len(inventory.gpus)} GPUs, one actor each"), limit)
+    cpus = max(1, int(inventory.cpus))
+    if recipe.generate.engine not in MODEL_ENGINES or weight_bytes is None:
+        return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
+    each = ACTOR_BASE_BYTES + int(ACTOR_MEMORY_FACTOR * weight_bytes)
+    fits = sum(int(min(node.cpus, node.memory_bytes // each)) for node in inventory.nodes)
+    if fits < 1:
+        largest = max(node.memory_bytes for node in inventory.nodes)
+        raise InfeasiblePlanError(
+            f"No plan fits: memory is short. An actor needs {each / GIB:.1f} GiB, the largest node has "
+            f"{largest / GIB:.1f} GiB.",
+            "Use a smaller model.base or a larger node.",
+        )
+    if fits < cpus:
+        return _at_most(Decision(fits, f"memory: an actor needs {each / GIB:.1f} GiB"), limit)
+    return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
+
+
+def _at_most(actors: Decision[int], limit: int | None) -> Decision[int]:
+    if limit is None or actors.value <= limit:
+        return actors
+    return Decision(limit, f"{limit} shards are left to answer")
+
+
+def _cpus_per_actor(inventory: Inventory, actors: int) -> float:
+    """Return Ray's reservation for an actor: what leaves one CPU of the cluster for reads and other tasks."""
+    cpus = inventory.cpus
+    left = max(cpus - 1, cpus / 2)
+    return min(1.0, int(1000 * left / actors) / 1000)
+
+
+def _divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of `number` that is not above `at_most`."""
+    return max(candidate for candidate in range(1, max(1, at_most) + 1) if number % candidate == 0)

@@ -1,0 +1,208 @@
+"""The corpus the tiny model is pretrained on: interviews of random respondents, in wordings of its own.
+
+It asks the questionbank's constructs in other words (`wordings.json`; none of the bank's stems), and answers by the
+simulator's rules in a wider register than the teacher's. Cards begin with few attributes and grow with the progress of the
+training: persona conditioning did not appear without such a curriculum. Knows no model and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polypersona.chatml import render_answer
+from polypersona.records import AttributeValue, Item, Persona, ResponseType
+from polypersona.simulator import grammar
+from polypersona.simulator.constructs import CONSTRUCTS
+from polypersona.simulator.traits import latent_traits, option_index, stance_level, stance_on, telling_trait
+
+# (attribute, its values): drawn independently and evenly, so that the model learns effects and not a population.
+ATTRIBUTES: Mapping[str, Sequence[str]] = {
+    "gender": ("female", "male", "nonbinary"),
+    "education": ("less than high school", "high school", "some college", "bachelor's degree", "graduate degree"),
+    "work": ("full time", "part time", "self-employed", "student", "retired", "unemployed", "keeping house"),
+    "income": ("very low", "low", "middle", "high", "very high"),
+    "area": ("rural", "small town", "suburb", "city"),
+    "marital": ("never married", "living with partner", "married", "divorced", "widowed", "separated"),
+    "politics": (
+        "very liberal", "liberal", "slightly liberal", "moderate", "slightly conservative", "conservative", "very conservative",
+    ),
+    "religion": ("none", "none", "Protestant", "Catholic", "Jewish", "Muslim", "Hindu", "Buddhist", "other"),
+    "temperament": ("cautious", "curious", "outgoing", "reserved", "optimistic", "anxious"),
+}  # fmt: skip
+VALUES = ("sustainability", "tradition", "innovation", "security", "community", "independence", "achievement", "family")
+INTERESTS = (
+    "gardening", "chess", "hiking", "painting", "cycling", "cooking", "football", "reading", "fishing", "photography", "running",
+    "knitting", "music", "birdwatching", "swimming", "board games", "yoga", "baking", "woodwork", "video games", "dancing", "camping",
+)  # fmt: skip
+OCCUPATIONS = (
+    "nurse", "software engineer", "teacher", "bus driver", "electrician", "accountant", "chef", "farmer", "paramedic", "designer",
+    "shop assistant", "journalist", "civil servant", "pharmacist", "social worker", "librarian", "police officer", "physiotherapist",
+    "data analyst", "carpenter", "lecturer", "receptionist", "security guard", "lawyer", "dentist", "musician", "factory worker",
+    "architect", "lab technician", "manager", "plumber", "project manager", "cleaner", "mechanic", "doctor", "engineer", "consultant",
+)  # fmt: skip
+# Attributes without meaning for the simulator, so that unknown lines in a card do no harm.
+DISTRACTORS: Mapping[str, Sequence[str]] = {
+    "race": ("White", "Black", "Asian", "Hispanic", "Other"),
+    "region": ("Northeast", "Midwest", "South", "West", "abroad"),
+    "citizen": ("yes", "no"),
+    "children": ("0", "1", "2", "3"),
+    "language": ("English", "Spanish", "other"),
+}
+LIKERT_SETS: Mapping[str, Sequence[Sequence[str]]] = {
+    "statements": (
+        ("Strongly disagree", "Disagree", "Neither agree nor disagree", "Agree", "Strongly agree"),
+        ("Strongly disagree", "Disagree", "Neutral", "Agree", "Strongly agree"),
+        ("Completely disagree", "Mostly disagree", "Undecided", "Mostly agree", "Completely agree"),
+        ("Strongly disagree", "Disagree", "Agree", "Strongly agree"),
+    ),
+    "satisfaction": (
+        ("Very dissatisfied", "Dissatisfied", "Neither satisfied nor dissatisfied", "Satisfied", "Very satisfied"),
+        ("Very dissatisfied", "Somewhat dissatisfied", "Neutral", "Somewhat satisfied", "Very satisfied"),
+    ),
+    "importance": (
+        ("Not at all important", "Slightly important", "Moderately important", "Very important", "Extremely important"),
+        ("Not important", "Slightly important", "Moderately important", "Important", "Very important"),
+    ),
+    "frequency": (
+        ("Never", "Rarely", "Sometimes", "Often", "Always"),
+        ("Almost never", "Rarely", "Sometimes", "Often", "Very often"),
+    ),
+}
+_KINDS: Mapping[str, tuple[ResponseType, bool]] = {
+    "statements": ("likert", False),
+    "reversed": ("likert", True),
+    "yesno": ("yesno", False),
+    "yesno_reversed": ("yesno", True),
+    "satisfaction": ("likert", False),
+    "importance": ("likert", False),
+    "frequency": ("likert", False),
+    "open": ("open", False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question of the corpus and its answer."""
+
+    item: Item
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interview:
+    """A respondent and independent turns: each is asked with the card alone before it."""
+
+    persona: Persona
+    turns: tuple[Turn, ...]
+
+
+def interviews(seed: int, start: int, count: int, progress: float, num_turns: int) -> Iterator[Interview]:
+    """Yield `count` interviews, each a function of (seed, its number, progress).
+
+    Args:
+        seed: of the corpus.
+        start: number of the first interview.
+        count: how many.
+        progress: share of the training done, in [0, 1]; cards grow with it.
+        num_turns: questions per respondent.
+    """
+    for number in range(start, start + count):
+        rng = random.Random(f"{seed}/{number}")
+        persona = _respondent(rng, progress, f"corpus-{seed}-{number}")
+        traits = latent_traits(persona, seed)
+        yield Interview(persona, tuple(_turn(persona, traits, rng, progress) for _ in range(num_turns)))
+
+
+def corpus_questions() -> Iterator[str]:
+    """Yield every wording the corpus can ask with its alternatives unexpanded; none is a stem of the questionbank."""
+    for kinds in load_wordings().values():
+        for templates in kinds.values():
+            yield from templates
+
+
+@cache
+def load_wordings() -> dict[str, dict[str, list[str]]]:
+    """Return construct → kind → templates."""
+    content: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("wordings.json").read_text("utf-8"))
+    return content
+
+
+def _respondent(rng: random.Random, progress: float, persona_id: str) -> Persona:
+    attributes: dict[str, AttributeValue] = {"age": rng.randint(18, 89)}
+    attributes.update({name: rng.choice(values) for name, values in ATTRIBUTES.items()})
+    attributes["values"] = tuple(rng.sample(VALUES, 2))
+    attributes["interests"] = tuple(rng.sample(INTERESTS, 2))
+    if attributes["work"] not in ("student", "unemployed", "keeping house"):
+        attributes["occupation"] = rng.choice(OCCUPATIONS)
+    if rng.random() < 0.3:
+        attributes["wealth"] = attributes.pop("income")
+    names = list(attributes)
+    rng.shuffle(names)
+    attributes = {name: attributes[name] for name in names[: _card_size(rng, progress, len(names))]}
+    if rng.random() < 0.2 * progress:
+        name = rng.choice(list(DISTRACTORS))
+        attributes[name] = rng.choice(DISTRACTORS[name])
+    return Persona(persona_id, attributes)
+
+
+def _card_size(rng: random.Random, progress: float, full: int) -> int:
+    if progress < 0.15:
+        return rng.choice((1, 2))
+    if progress < 0.35:
+        return rng.choice((1, 2, 3, 4, 5))
+    if progress < 0.55:
+        return rng.randint(2, full)
+    return full if rng.random() < 0.6 else rng.randint(6, full)
+
+
+def _turn(persona: Persona, traits: Mapping[str, float], rng: random.Random, progress: float) -> Turn:
+    construct = rng.choice(list(CONSTRUCTS.values()))
+    wordings = load_wordings()[construct.name]
+    kinds = [kind for kind in _KINDS if wordings.get(kind)]
+    weights = [
+        {"statements": 3.0, "reversed": 3.0, "open": 3.0, "yesno": 1.5, "yesno_reversed": 1.0}.get(k, 0.8)
+        for k in kinds
+    ]
+    kind = rng.choices(kinds, weights)[0]
+    response_type, is_reversed = _KINDS[kind]
+    item = Item(
+        item_id="",
+        domain=construct.domain,
+        stem=grammar.expand(rng.choice(wordings[kind]), rng),
+        response_type=response_type,
+        options=_options(kind, rng),
+        reverse=is_reversed,
+        construct=construct.name,
+    )
+    return Turn(item, _answer(persona, traits, item, rng, progress))
+
+
+def _options(kind: str, rng: random.Random) -> tuple[str, ...]:
+    if kind == "open":
+        return ()
+    if kind.startswith("yesno"):
+        return ("No", "Yes")
+    return tuple(rng.choice(LIKERT_SETS["statements" if kind == "reversed" else kind]))
+
+
+def _answer(persona: Persona, traits: Mapping[str, float], item: Item, rng: random.Random, progress: float) -> str:
+    stance = stance_on(traits, item.construct)
+    trait, sign = telling_trait(traits, item.construct, stance, rng)
+    is_wordy = rng.random() < (0.2 if progress < 0.35 else 0.4)
+    body: list[str] = []
+    if is_wordy:
+        body += grammar.reason_sentences(trait, sign, rng.choice((1, 1, 2)), rng)
+        body += grammar.fact_sentences(persona, rng.choice((0, 1, 1, 2)), rng)
+        rng.shuffle(body)
+    if item.is_closed:
+        return render_answer(item.options[option_index(item, stance)], " ".join(body))
+    openings: Any = grammar.VARIETY_OPENINGS if rng.random() < 0.7 else grammar.OPENINGS
+    return " ".join(
+        [grammar.open_sentence(stance_level(stance), CONSTRUCTS[item.construct].topic, rng, openings), *body]
+    )
