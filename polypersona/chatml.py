@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from polypersona.errors import DatasetError
+from polypersona.errors import DatasetError, ModelError
 from polypersona.records import AttributeValue, Item, Persona
 
 RENDERER_VERSION = 1
@@ -29,9 +29,11 @@ CARD_ORDER = (
 )  # fmt: skip
 FALLBACK_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 FALLBACK_ASSISTANT = "<|im_start|>assistant\n"
+# Some templates (Llama 3) write today's date into the system turn unless they are given one.
+TEMPLATE_DATE = "26 Jul 2024"
 
 _TAG = re.compile(r"<(?=[|｜/<\w])([^<>\n]{0,64})>|<<|>>")
-_BRACKET_ROLE = re.compile(r"\[(/?(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\w*)\]", re.IGNORECASE)
+_BRACKET = re.compile(r"\[(/?(?:[gs]?MASK|[A-Z][A-Z0-9_]+|(?i:INST|SYS)\w*))\]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _SPACE = re.compile(r"\s+")
 
@@ -51,10 +53,7 @@ class ChatTokenizer(Protocol):
 
 def clean_text(text: str) -> str:
     """Return the text on one line, with nothing a chat template could read as a role or control token."""
-    text = _CONTROL.sub(" ", text)
-    text = _BRACKET_ROLE.sub(r"(\1)", text)
-    text = _TAG.sub(lambda found: found.group(0).replace("<", "‹").replace(">", "›"), text)
-    return _SPACE.sub(" ", text).strip()
+    return _without_markup(_SPACE.sub(" ", _CONTROL.sub(" ", text)).strip())
 
 
 def render_value(value: AttributeValue) -> str:
@@ -124,6 +123,9 @@ def render_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> str:
     """Return the text a model continues with the assistant's answer, by its native template or the ChatML fallback.
 
     A template that knows no system role gets the system text at the head of the user's turn.
+
+    Raises:
+        ModelError: the template cannot render the conversation.
     """
     return _render(tokenizer, messages, is_prompt=True)
 
@@ -193,19 +195,43 @@ def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], *, is_prompt:
     if not getattr(tokenizer, "chat_template", None):
         text = "".join(FALLBACK_TURN.format(**message) for message in messages)
         return text + (FALLBACK_ASSISTANT if is_prompt else "")
-    options = {"tokenize": False, "add_generation_prompt": is_prompt, "enable_thinking": False}
     try:
-        return str(tokenizer.apply_chat_template(messages, **options))
-    except TemplateError:
+        text = _apply_template(tokenizer, messages, is_prompt)
+    except TemplateError as error:
         if messages[0]["role"] != "system":
-            raise
-        system, user, *rest = messages
-        folded = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-        return str(tokenizer.apply_chat_template([folded, *rest], **options))
+            raise _template_error(error) from error
+    else:
+        if messages[0]["role"] != "system" or messages[0]["content"] in text:
+            return text
+    # The template refuses the system role, or leaves its text out.
+    system, user, *rest = messages
+    folded = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+    try:
+        return _apply_template(tokenizer, [folded, *rest], is_prompt)
+    except TemplateError as error:
+        raise _template_error(error) from error
+
+
+def _apply_template(tokenizer: ChatTokenizer, messages: Sequence[Message], is_prompt: bool) -> str:
+    options = {"tokenize": False, "add_generation_prompt": is_prompt, "enable_thinking": False}
+    return str(tokenizer.apply_chat_template(messages, date_string=TEMPLATE_DATE, **options))
+
+
+def _template_error(error: TemplateError) -> ModelError:
+    return ModelError(
+        f"The model's chat template cannot render a conversation of system, user and assistant: {error}.",
+        "Remove the template from the tokenizer to use the ChatML fallback.",
+    )
+
+
+def _without_markup(text: str) -> str:
+    """Return the text with the brackets of anything that looks like a control token replaced."""
+    text = _BRACKET.sub(r"(\1)", text)
+    return _TAG.sub(lambda found: found.group(0).replace("<", "‹").replace(">", "›"), text)
 
 
 def _without_special_tokens(tokenizer: ChatTokenizer, message: Message) -> dict[str, str]:
-    content = message["content"]
+    content = _without_markup(message["content"])
     for token in tokenizer.all_special_tokens:
         if token.strip() and token in content:
             content = content.replace(token, " ".join(token))

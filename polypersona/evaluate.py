@@ -138,14 +138,16 @@ def _build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> 
     """Return what every task needs, and all that the scores depend on beside the responses."""
     metrics, set_metrics = choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
     references: References | None = None
-    has_rationale = recipe.generate.rationale
+    has_rationale = _has_rationale(recipe)
     if recipe.generate.on == "test":
         examples = load_examples(directory, "test")
         items = dataset_items(examples)
         source = digest(directory.read("dataset/test.jsonl"))
         if reference == "dataset":
             is_taught_by_rules = recipe.dataset.source is None and recipe.dataset.teacher == "rules"
-            references = DatasetReferences.build(examples, recipe.seed, is_taught_by_rules=is_taught_by_rules)
+            references = DatasetReferences.build(
+                examples, recipe.seed, has_rationale=has_rationale, is_taught_by_rules=is_taught_by_rules
+            )
         personas = [example_persona(example) for example in examples]
     else:
         instrument, panel = load_instrument(recipe.instrument), load_panel(recipe.panel, recipe.seed)
@@ -166,6 +168,11 @@ def _build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> 
         "teacher": SEMANTICS_VERSION,
     }
     return settings, basis
+
+
+def _has_rationale(recipe: Recipe) -> bool:
+    """Return whether closed responses are more than their choice: then references keep their rationale too."""
+    return recipe.generate.rationale or recipe.generate.closed == "text"
 
 
 def _file_facts(directory: RunDirectory, files: Sequence[str]) -> list[tuple[str, int, str]]:
@@ -208,7 +215,7 @@ def _map_parts(job: tuple[RunDirectory, Settings, list[list[str]]], num_cpus: in
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"job": reference},
-            compute=ray.data.TaskPoolStrategy(size=num_cpus),
+            compute=ray.data.TaskPoolStrategy(size=min(num_cpus, num_parts)),
         )
         for row in parts.iter_rows():
             result: Partial | PolypersonaError = pickle.loads(row["result"])
@@ -259,6 +266,8 @@ def _caption(recipe: Recipe, settings: Settings, reference: str) -> str:
     else:
         parts.append("Nothing was compared: only measures that need no reference are shown.")
     if reference != "none":
+        if not _has_rationale(recipe):
+            parts.append("Closed answers were generated without a rationale and are compared without the reference's.")
         parts.append(
             "The shuffled floor scores each response against another persona's reference to the same item; the gain is "
             "the score minus that floor."

@@ -8,73 +8,36 @@ further layer of shards, one that changes speed goes on.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import tempfile
+import pickle
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
 
-from polypersona.answering import ShardRows, Task, answer_cells, build_cells, build_rows, quarantine_all
+from polypersona.answering import Task
 from polypersona.content import content_parts, extend_ledger, fingerprint_of, refuse_changes
-from polypersona.engines.base import Engine, EngineSettings
-from polypersona.engines.registry import load_engine
-from polypersona.engines.settings import (
-    ADAPTER,
-    Weights,
-    build_settings,
-    copy_folder,
-    locate_weights,
-    refuse_unsupported,
-)
+from polypersona.engines.settings import Weights, build_settings, locate_weights, refuse_unsupported
 from polypersona.errors import PolypersonaError, RecipeChangedError, RunFailedError, TooManyQuarantinedError
 from polypersona.events import EventLog
-from polypersona.ledger import (
-    QUARANTINE,
-    RESPONSES,
-    AttemptCounter,
-    Ledger,
-    Shard,
-    committed_shards,
-    ledger_from,
-    shard_name,
-)
+from polypersona.ledger import QUARANTINE, Ledger, committed_shards, ledger_from
 from polypersona.population import Population, item_hashes, load_population, panel_digests
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.policy import GeneratePlan, plan_generation
-from polypersona.shardfile import Footer, build_quarantine_table, build_table, read_shard, render_shard
+from polypersona.shard_actor import Job, ShardActor, library_versions
+from polypersona.shardfile import read_shard
 from polypersona.storage import RunDirectory, load_run, update_run
 
 # Ray Data plans one read task a block; more blocks than this cost more than they give.
 MAX_BLOCKS = 4096
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything an actor needs. Picklable; the population travels once, through the object store."""
-
-    run: RunDirectory
-    fingerprint: str
-    ledger: Ledger
-    settings: EngineSettings
-    weights: Weights
-    task: Task
-    session: str
-    pending: Any  # shard numbers, an integer array
-    population: Any  # an object reference
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -102,7 +65,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
         update_run(directory, started.record)
         _answer_pending(recipe, started, directory, population, weights, pending)
     summary = _summary(directory, started, pending, population, time.monotonic() - begin)
-    update_run(directory, {"stages": {"generate": summary}}) if pending else None
+    if pending:
+        update_run(directory, {"stages": {"generate": {"state": "finished", **summary}}})
     _judge(recipe, directory, started, summary)
     return summary
 
@@ -143,7 +107,7 @@ def _start(
         "frozen": frozen,
         "plan": plan,
         "ledger": ledger.as_json(),
-        "versions": _versions(),
+        "versions": library_versions(),
     }
     return Start(frozen, fingerprint, ledger, record)
 
@@ -199,7 +163,7 @@ def _answer_pending(
         ),
         session=session,
         pending=np.array(pending, dtype=np.int64),
-        population=ray.put(population),
+        load_population=partial(ray.get, ray.put(population)),
     )
     log = EventLog(directory, "driver")
     log.write(
@@ -215,7 +179,7 @@ def _answer_pending(
 
 
 def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:
-    """Yield one row of statistics per shard, as the shards are committed."""
+    """Yield one row of statistics per shard, as the shards are committed; raise the named failure of an actor."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
@@ -230,108 +194,12 @@ def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:
         num_cpus=plan.cpus_per_actor,
         num_gpus=plan.gpus_per_actor,
     )
-    try:
-        for batch in stats.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
-    except RayTaskError as error:
-        raise _named(error) from error
-
-
-class ShardActor:
-    """A member of the pool: holds an engine, answers shards, writes their files.
-
-    Args:
-        job: what the run is.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._population: Population = ray.get(job.population)
-        self._engine: Engine | None = None
-        self._scratch = tempfile.TemporaryDirectory()
-        writer = f"actor-{uuid.uuid4().hex[:8]}"
-        self._log = EventLog(job.run, writer)
-        self._attempts = AttemptCounter(job.run, job.fingerprint, job.session, job.task.max_attempts)
-        self._log.write("start", session=job.session, host=platform.node(), versions=_versions())
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Answer and commit one shard; `batch["id"]` is its place among the pending ones."""
-        shard = self._job.ledger.shard(int(self._job.pending[int(batch["id"][0])]))
-        begin = time.monotonic()
-        counts = self._read_counts(shard) or self._commit(shard, self._answer(shard))
-        seconds = time.monotonic() - begin
-        row = {"shard": shard.number, **counts, "seconds": seconds}
-        return {key: np.array([value]) for key, value in row.items()}
-
-    def _answer(self, shard: Shard) -> ShardRows:
-        """Return the shard's rows; after its last failed attempt, all of them quarantined."""
-        task, cells = self._job.task, build_cells(shard, self._job.ledger, self._population, self._job.task)
-        while True:
-            attempts = self._attempts.begin(shard.number)
-            if self._attempts.is_exhausted(attempts):
-                self._log.write("give up", shard=shard.number, failures=attempts.failures)
-                return quarantine_all(shard, cells, attempts.failures, task)
-            try:
-                return build_rows(shard, cells, answer_cells(self._load(), cells, task.max_attempts), task)
-            except PolypersonaError:  # a user's mistake, which no further attempt mends
-                self._attempts.clear(shard.number)
-                raise
-            except Exception as error:  # noqa: BLE001 an engine may raise anything, and one shard must not end the run
-                reason = f"{type(error).__name__}: {error}"
-                self._attempts.fail(shard.number, reason)
-                self._log.write("failure", shard=shard.number, reason=reason)
-                self._unload()
-
-    def _commit(self, shard: Shard, rows: ShardRows) -> dict[str, int]:
-        """Write the shard's files, the quarantined rows first, and return the counts."""
-        job, name = self._job, shard_name(shard.number, self._job.fingerprint)
-        committed, quarantined = len(rows.committed), len(rows.quarantined)
-        footer = Footer(job.fingerprint, shard.number, committed + quarantined, committed, quarantined)
-        if rows.quarantined:
-            job.run.write(f"{QUARANTINE}/{name}", render_shard(build_quarantine_table(rows.quarantined), footer))
-        else:
-            job.run.delete(f"{QUARANTINE}/{name}")  # what an attempt left that died before its commit
-        data = render_shard(build_table(rows.committed), footer)
-        job.run.write(f"{RESPONSES}/{name}", data)
-        self._attempts.clear(shard.number)
-        reasons = Counter(reason for _, reason in rows.quarantined)
-        self._log.write(
-            "commit",
-            shard=shard.number,
-            rows=committed,
-            quarantined=quarantined,
-            reasons=dict(reasons.most_common(5)),
-            file_hash=file_hash(data),
-        )
-        return {"rows": committed, "quarantined": quarantined}
-
-    def _read_counts(self, shard: Shard) -> dict[str, int] | None:
-        """Return the counts of a shard that is committed already, by this actor before a restart."""
-        name = f"{RESPONSES}/{shard_name(shard.number, self._job.fingerprint)}"
-        if not self._job.run.exists(name):
-            return None
-        _, footer = read_shard(self._job.run.read(name), self._job.run.path(name))
-        return {"rows": footer.committed, "quarantined": footer.quarantined}
-
-    def _load(self) -> Engine:
-        if self._engine is None:
-            settings, weights = self._job.settings, self._job.weights
-            if weights.adapter_run is not None:
-                folder = copy_folder(weights.adapter_run, ADAPTER, Path(self._scratch.name))
-                settings = replace(settings, adapter=str(folder))
-            self._engine = load_engine(settings)
-        return self._engine
-
-    def _unload(self) -> None:
-        """Drop the engine: after a failure nothing is known of its state."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
-
-
-def file_hash(data: bytes) -> str:
-    """Return the hex digest of a file's bytes, as the commit events record it."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    for batch in stats.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            failure = row.pop("failure")
+            if failure:
+                raise pickle.loads(failure)  # our own actor's bytes
+            yield row
 
 
 def _summary(
@@ -379,27 +247,3 @@ def _judge(recipe: Recipe, directory: RunDirectory, started: Start, summary: dic
             f"({count:,} cells): {reason}.",
             f"Look at {directory.path(QUARANTINE)}, or raise generate.max_quarantined.",
         )
-
-
-def _named(error: RayTaskError) -> Exception:
-    """Return the named error that an actor raised, or a failure that carries what it said."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PolypersonaError) and not isinstance(cause, RayTaskError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    last = str(error).strip().splitlines()[-1]
-    return RunFailedError(f"An actor failed outside the engine: {last}.", "Run the same command again to go on.")
-
-
-def _versions() -> dict[str, str]:
-    from polypersona import __version__
-
-    return {
-        "polypersona": __version__,
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-        "pyarrow": pa.__version__,
-        "machine": platform.machine(),
-        "cpus": str(os.cpu_count()),
-    }

@@ -185,6 +185,11 @@ def _count(slots: Sequence[Slot], start: int, stop: int, asked: Asked | None) ->
     return sum(per_item.get(item, 0) for items in asked[start:stop] for item in items)
 
 
+def item_key(item_id: str, variant: str = "") -> str:
+    """Return what names an item and its variant: `item_id`, or `item_id#variant`."""
+    return f"{item_id}#{variant}" if variant else item_id
+
+
 def shard_name(number: int, fingerprint: str) -> str:
     """Return a shard's file name, equal in every folder."""
     return f"shard-{number:05d}-{fingerprint}.parquet"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from polypersona.chatml import card_attributes
 from polypersona.errors import EngineError, PersonaError
 from polypersona.examples import example_item, example_persona, load_examples
-from polypersona.ledger import Asked
+from polypersona.ledger import Asked, item_key
 from polypersona.panel.sources import load_panel
 from polypersona.questionbank import item_hash, load_instrument
 from polypersona.recipe import Recipe
@@ -37,12 +37,7 @@ class Population:
     @property
     def item_keys(self) -> tuple[str, ...]:
         """The items' keys, in the order they are asked."""
-        return tuple(item_key(item) for item in self.items)
-
-
-def item_key(item: Item) -> str:
-    """Return what names an item and its variant: `item_id`, or `item_id#variant`."""
-    return f"{item.item_id}#{item.variant}" if item.variant else item.item_id
+        return tuple(item_key(item.item_id, item.variant) for item in self.items)
 
 
 def load_population(recipe: Recipe, run: RunDirectory) -> Population:
@@ -71,7 +66,7 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
 
 def item_hashes(population: Population) -> dict[str, str]:
     """Return what each item asks and measures, as a hash by key."""
-    return {item_key(item): item_hash(item) for item in population.items}
+    return {key: item_hash(item) for key, item in zip(population.item_keys, population.items, strict=True)}
 
 
 def panel_digests(personas: Sequence[Persona], sizes: Iterable[int]) -> dict[int, str]:
@@ -94,10 +89,11 @@ def _test_population(run: RunDirectory) -> Population:
     for example in load_examples(run, "test"):
         persona, item = example_persona(example), example_item(example)
         personas.setdefault(persona.persona_id, persona)
-        items.setdefault(item_key(item), item)
+        key = item_key(item.item_id, item.variant)
+        items.setdefault(key, item)
         cells = asked.setdefault(persona.persona_id, [])
-        if item_key(item) not in cells:  # a repeated row is one cell
-            cells.append(item_key(item))
+        if key not in cells:  # a repeated row is one cell
+            cells.append(key)
     place = {key: index for index, key in enumerate(sorted(items))}
     ordered = tuple(items[key] for key in sorted(items))
     return Population(

@@ -6,6 +6,7 @@ counts the time since the last step, so a stall lowers it and the time left grow
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -73,7 +74,7 @@ class Pace:
 
 def render_seconds(seconds: float) -> str:
     """Return a duration in the two largest units that matter; NaN is "unknown"."""
-    if seconds != seconds:
+    if math.isnan(seconds):
         return "unknown"
     whole = max(0, round(seconds))
     if whole < 60:
@@ -85,7 +86,7 @@ def render_seconds(seconds: float) -> str:
 
 def render_rate(rate: float, unit: str) -> str:
     """Return a rate such as `1,520 rows/s`; NaN is an empty string."""
-    if rate != rate:
+    if math.isnan(rate):
         return ""
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2f} {unit}/s"
 
@@ -93,8 +94,9 @@ def render_rate(rate: float, unit: str) -> str:
 def render_pace(pace: Pace, unit: str) -> str:
     """Return the figures of a running stage, such as `12,800 of 70,100 rows (18 %), 1,520 rows/s, 38 s left`."""
     share = f" ({100 * pace.done // pace.total} %)" if pace.total else ""
-    parts = [f"{pace.done:,} of {pace.total:,} {unit}{share}", render_rate(pace.rate, unit)]
-    parts.append(f"{render_seconds(pace.left_s)} left" if pace.left_s == pace.left_s else "time left not known yet")
+    left_s = pace.left_s
+    left = "time left not known yet" if math.isnan(left_s) else f"{render_seconds(left_s)} left"
+    parts = [f"{pace.done:,} of {pace.total:,} {unit}{share}", render_rate(pace.rate, unit), left]
     return ", ".join(part for part in parts if part)
 
 

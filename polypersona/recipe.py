@@ -28,6 +28,18 @@ def _kind(change: Change) -> Any:
     return Field(json_schema_extra={"change": change})
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the booleans of YAML 1.2, so that `on:` is a key and `Yes` a label."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
 type_ = type  # the builtin, kept reachable beside fields of that name
 
 
@@ -230,7 +242,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe {str(path)!r}.", "Name a YAML file, such as jobs/demo.yaml.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -299,7 +311,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section.", "Name section.key=value.")
         target = inner
     try:
-        target[last] = yaml.safe_load(value)
+        target[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it.") from error
 

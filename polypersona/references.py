@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from polypersona.chatml import render_answer
 from polypersona.engines.base import Cell, Engine, EngineSettings, Group
 from polypersona.engines.registry import load_engine
 from polypersona.errors import RecipeError, StorageError
@@ -133,10 +134,13 @@ class DatasetReferences:
     next_persona: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def build(cls, examples: Sequence[Example], seed: int, *, is_taught_by_rules: bool) -> DatasetReferences:
+    def build(
+        cls, examples: Sequence[Example], seed: int, *, has_rationale: bool, is_taught_by_rules: bool
+    ) -> DatasetReferences:
         """Return the references of a split. The rotation is within each item, over the personas that answered it.
 
-        A persona and item that occur twice keep their first row.
+        A persona and item that occur twice keep their first row. Where responses have no rationale
+        (`has_rationale`), a coded reference is compared without its own.
         """
         rows: dict[tuple[str, str], Reference] = {}
         asked: dict[str, list[str]] = {}
@@ -144,7 +148,7 @@ class DatasetReferences:
             stored = example.metadata
             key = (str(stored["persona_id"]), str(stored["item_id"]))
             if key not in rows:
-                rows[key] = Reference(str(stored["reference"]), stored.get("code"))
+                rows[key] = _reference(stored, has_rationale=has_rationale)
                 asked.setdefault(key[1], []).append(key[0])
         second = None
         if is_taught_by_rules:
@@ -165,6 +169,13 @@ class DatasetReferences:
 
     def retest(self, persona_id: str, item_id: str) -> Reference | None:
         return None if self.second is None else self.second.answer(persona_id, item_id)
+
+
+def _reference(stored: Mapping[str, Any], *, has_rationale: bool) -> Reference:
+    code, label = stored.get("code"), stored.get("label")
+    if not has_rationale and code is not None and label:
+        return Reference(render_answer(str(label)), code)
+    return Reference(str(stored["reference"]), code)
 
 
 def rotation(persona_ids: Iterable[str], seed: int) -> dict[str, str]:

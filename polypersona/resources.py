@@ -18,7 +18,8 @@ def resource(name: str) -> Path:
     Raises:
         StorageError: the installation lacks it.
     """
-    for root in (_PACKAGE.parent, _PACKAGE / "_data"):
+    # The wheel's own copy first: beside an installed package, `jobs` may be anybody's.
+    for root in (_PACKAGE / "_data", _PACKAGE.parent):
         if (root / name).exists():
             return root / name
     raise StorageError(f"This installation of polypersona lacks {name!r}.", "Install the package again.")

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from polypersona.errors import StorageError
-from polypersona.metrics.base import Agreement, IntArray, Metric, Pair
+from polypersona.metrics.base import IntArray, Metric, Pair, is_agreement
 from polypersona.metrics.distinct import Distinct, NgramSet, fold_of
 from polypersona.metrics.sums import Block, GroupKey, Layout, Sums, group_labels
 from polypersona.records import Item
@@ -39,7 +40,7 @@ class Settings:
     seed: int
     num_replicates: int
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The columns of a row."""
         return Layout(
@@ -129,7 +130,7 @@ class Scorer:
         others = [references.shuffled(*cell) for cell in cells]
         self._fill(rows, "floor", compared, [_against(*both) for both in zip(pairs, others, strict=True)])
         _match(rows, layout, compared)
-        agreements = tuple(metric for metric in compared if isinstance(metric, Agreement))
+        agreements = tuple(metric for metric in compared if is_agreement(metric))
         self._fill(rows, "uniform", agreements, pairs)
         if layout.has_retest:
             opinions = [references.retest(*cell) for cell in cells]

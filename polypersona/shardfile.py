@@ -118,6 +118,11 @@ def content_hash(table: pa.Table) -> str:
     return state.hexdigest()
 
 
+def file_hash(data: bytes) -> str:
+    """Return the hex digest of a file's bytes, as the commit events record it."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _table(rows: Sequence[Response], schema: pa.Schema, extra: Mapping[str, list[str]]) -> pa.Table:
     values: dict[str, Sequence[object]] = {name: [get(row) for row in rows] for name, get in _GETTERS.items()}
     values.update(extra)

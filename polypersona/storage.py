@@ -7,10 +7,13 @@ appear. Names are relative to the run directory and cannot leave it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import urllib.parse
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,16 +72,18 @@ class RunDirectory:
     def at(cls, location: str | Path) -> RunDirectory:
         """Return the run directory at a path or URL; a relative path is made absolute. Creates nothing."""
         text = str(location)
+        if text.startswith("file://"):
+            text = urllib.parse.unquote(text.removeprefix("file://"))
         return cls(text.rstrip("/") if "://" in text else str(Path(text).absolute()))
 
     @property
     def is_local(self) -> bool:
         """Whether the files are on a file system of this machine."""
-        return "://" not in self.location or self.location.startswith("file://")
+        return "://" not in self.location
 
     def path(self, name: str = "") -> str:
         """Return the location of a file, for messages and for libraries that take paths."""
-        return f"{self.location}/{_checked(name)}" if name else self.location
+        return join_location(self.location, _checked(name)) if name else self.location
 
     def local_path(self, name: str = "") -> Path:
         """Return the local path of a file.
@@ -88,18 +93,20 @@ class RunDirectory:
         """
         if not self.is_local:
             raise StorageError(f"{self.path(name)} is not a local path.", "Use a run directory on this machine.")
-        return Path(self.path(name).removeprefix("file://"))
+        return Path(self.path(name))
 
     def exists(self, name: str) -> bool:
         """Return whether the file (not a folder) is there."""
         fs, root = self.filesystem()
-        return bool(fs.get_file_info(f"{root}/{_checked(name)}").type == pafs.FileType.File)
+        with _named_errors(self.path(name), "looked for"):
+            return bool(fs.get_file_info(f"{root}/{_checked(name)}").type == pafs.FileType.File)
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Return the names of the files directly in a folder, sorted, relative to the run directory."""
         fs, root = self.filesystem()
         selector = pafs.FileSelector(f"{root}/{_checked(folder)}", allow_not_found=True)
-        infos = fs.get_file_info(selector)
+        with _named_errors(self.path(folder), "listed"):
+            infos = fs.get_file_info(selector)
         return sorted(
             f"{folder}/{info.base_name}"
             for info in infos
@@ -116,15 +123,14 @@ class RunDirectory:
         """
         fs, root = self.filesystem()
         try:
-            with fs.open_input_stream(f"{root}/{_checked(name)}") as stream:
+            with (
+                _named_errors(self.path(name), "read"),
+                fs.open_input_stream(f"{root}/{_checked(name)}") as stream,
+            ):
                 return bytes(stream.read())
         except FileNotFoundError as error:
             raise StorageError(
                 f"There is no {self.path(name)}.", "Run the stage that writes it first, or name another run."
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                f"{self.path(name)} cannot be read: {error}.", "Check the path and its permissions."
             ) from error
 
     def read_json(self, name: str) -> Any:
@@ -139,6 +145,8 @@ class RunDirectory:
             raise StorageError(
                 f"{self.path(name)} is not valid JSON (line {error.lineno}).", "Restore the file."
             ) from error
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{self.path(name)} is not JSON text.", "Restore the file.") from error
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole or not at all, replacing an earlier one.
@@ -162,15 +170,15 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, keys in the order given, NaN as null."""
-        self.write(
-            name, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
-        )
+        text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        self.write(name, f"{text}\n".encode())
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         fs, root = self.filesystem()
         if self.exists(name):
-            fs.delete_file(f"{root}/{_checked(name)}")
+            with _named_errors(self.path(name), "deleted"):
+                fs.delete_file(f"{root}/{_checked(name)}")
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
         """Return pyarrow's file system and the run directory's path on it.
@@ -182,16 +190,25 @@ class RunDirectory:
             fs, root = pafs.FileSystem.from_uri(
                 self.location if "://" in self.location else Path(self.location).as_uri()
             )
-        except (pa.ArrowInvalid, ValueError, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
                 f"{self.location} is no place to write to: {error}.", "Name a local path, s3://… or gs://…."
             ) from error
         return fs, root.rstrip("/")
 
 
+def join_location(location: str, name: str) -> str:
+    """Return the location of a file in a folder; a URL's options (`?endpoint_override=…`) stay at its end."""
+    place, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
 def load_run(run: RunDirectory) -> dict[str, Any]:
     """Return run.json, or an empty mapping where the run has not begun."""
-    return dict(run.read_json("run.json")) if run.exists("run.json") else {}
+    content = run.read_json("run.json") if run.exists("run.json") else {}
+    if not isinstance(content, dict):
+        raise StorageError(f"{run.path('run.json')} is no run's record.", "Restore the file, or name another run.")
+    return content
 
 
 def update_run(run: RunDirectory, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,6 +219,27 @@ def update_run(run: RunDirectory, changes: Mapping[str, Any]) -> dict[str, Any]:
         content[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
     run.write_json("run.json", content)
     return content
+
+
+@contextlib.contextmanager
+def _named_errors(path: str, deed: str) -> Iterator[None]:
+    """Turn what a file system raises into one sentence; a missing file stays the caller's to name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be {deed}: {error.strerror or error}.", "Check the address and its permissions."
+        ) from error
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return [_without_nan(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _checked(name: str) -> str:

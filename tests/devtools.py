@@ -1,4 +1,4 @@
-"""A headless Chromium that a test talks to over a pipe: opens a page, runs scripts in it, and hears what it asks for."""
+"""A headless Chromium that a test talks to over a pipe: it opens pages, runs scripts, reports requests."""
 
 from __future__ import annotations
 

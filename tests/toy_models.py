@@ -1,4 +1,4 @@
-"""Toy base models with random weights and a small tokenizer, one per family: what a real folder has, in milliseconds."""
+"""Toy base models with random weights and a small tokenizer, one per family: what a real folder has."""
 
 from __future__ import annotations
 

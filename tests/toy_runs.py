@@ -1,4 +1,4 @@
-"""A finished run's directory, made up: what the stages before the report would leave, in seconds and without a model."""
+"""A finished run's directory, made up: what the stages before the report leave, in seconds, without a model."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ def _response(persona: Persona, item: Item, rng: random.Random, shard: int, text
     return Response(
         assignment_id=assignment.assignment_id, persona_id=persona.persona_id, item_id=item.item_id, variant="",
         domain=item.domain, response_type=item.response_type, wave=1, draw=1, weight=1.0,
-        text=answer.text if text is None else text, rationale=answer.rationale, code=answer.code, codes=None, value=None,
-        label=answer.label, option_probs=answer.option_probs, options_as_shown=None,
+        text=answer.text if text is None else text, rationale=answer.rationale, code=answer.code, codes=None,
+        value=None, label=answer.label, option_probs=answer.option_probs, options_as_shown=None,
         disposition=outcome, error="", attempts=1, prompt_tokens=180, reused_prompt_tokens=121,
         new_tokens=answer.new_tokens, adapter="run", seed=assignment.seed(7), shard=shard,
     )  # fmt: skip
@@ -223,19 +223,20 @@ def _state(recipe: Recipe, num_rows: int) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "fingerprint": "f00d",
         "versions": {"polypersona": "0.1.0", "ray": "2.60.0", "torch": "2.13.0"},
+        "frozen": {"engine": "packed", "dtype": "fp32", "quantization": "none"},
         "plan": {
             "generate": {
-                "actors": 2,
-                "dtype": "fp32",
-                "quantization": "none",
-                "reason": "two CPU cores and no GPU: one actor a core, fp32 because bf16 is slower here",
+                "actors": {"value": 2, "reason": "two CPU cores and no GPU: one actor a core"},
+                "dtype": {"value": "fp32", "reason": "no GPU, and bf16 is slower than fp32 on this CPU"},
             },
         },
         "stages": {
             "generate": {
                 "state": "finished",
                 "content": {"internal": "not for readers"},
-                "figures": {"rows": num_rows, "seconds_s": 12.3, "rows_per_s": num_rows / 12.3},
+                "planned": num_rows,
+                "answered": num_rows,
+                "seconds": 12.3,
             }
         },
     }

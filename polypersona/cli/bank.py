@@ -22,7 +22,7 @@ _BANK_OPTION = click.option(
 
 @click.group()
 def bank() -> None:
-    r"""Check, list and show the questionbank.
+    """Check, list and show the questionbank.
 
     \b
     Example: polypersona bank list --domain healthcare
@@ -33,7 +33,7 @@ def bank() -> None:
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @json_option
 def check_command(files: tuple[str, ...], as_json: bool) -> None:
-    r"""Check domain files, or folders of them, as one bank; without any, the shipped bank.
+    """Check domain files, or folders of them, as one bank; without any, the shipped bank.
 
     \b
     Example: polypersona bank check my_bank/*.json
@@ -63,7 +63,7 @@ def check_command(files: tuple[str, ...], as_json: bool) -> None:
 @_BANK_OPTION
 @json_option
 def list_command(domains: tuple[str, ...], response_types: tuple[str, ...], bank: str, as_json: bool) -> None:
-    r"""List the items, one a line: id, construct, "reverse" where it is, and the stem.
+    """List the items, one a line: id, construct, "reverse" where it is, and the stem.
 
     \b
     Example: polypersona bank list --domain healthcare --type likert
@@ -84,7 +84,7 @@ def list_command(domains: tuple[str, ...], response_types: tuple[str, ...], bank
 @_BANK_OPTION
 @json_option
 def show_command(item_id: str, bank: str, as_json: bool) -> None:
-    r"""Show one item with its options, codes, construct and source.
+    """Show one item with its options, codes, construct and source.
 
     \b
     Example: polypersona bank show healthcare.likert.02

@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="polypersona")
 def cli() -> None:
-    r"""Mass-produce synthetic survey responses, and judge whether to trust them.
+    """Mass-produce synthetic survey responses, and judge whether to trust them.
 
     \b
     Example: polypersona run jobs/demo.yaml

@@ -33,7 +33,10 @@ def mapping_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
-                "--id", "id_", metavar="COLUMN", help="Column of the id; without one, ids are of the content."
+                "--id",
+                "id_",
+                metavar="COLUMN",
+                help="Column of the id; else persona_id, agent_id, respondent_id or id, else a hash.",
             ),
             click.option(
                 "--text",
@@ -56,9 +59,8 @@ def mapping_options(command: Command) -> Command:
 
 @click.group()
 def personas() -> None:
-    r"""Sample, import and describe panels.
+    """Sample, import and describe panels.
 
-    \b
     Example: polypersona personas describe sampled
     """
 
@@ -68,11 +70,10 @@ def personas() -> None:
 @click.option("--seed", type=click.IntRange(0), default=DEFAULT_SEED, show_default=True, help="Of the panel.")
 @click.option("--out", metavar="FILE", help="JSON Lines file to write; standard output without it.")
 def sample_command(size: int, seed: int, out: str | None) -> None:
-    r"""Sample synthetic personas from the built-in margins.
+    """Sample synthetic personas from the built-in margins.
 
     A larger panel of the same seed begins with the smaller one.
 
-    \b
     Example: polypersona personas sample --size 500 --seed 7 --out panel.jsonl
     """
     data = render_sampled(sample_personas(size, seed))
@@ -90,12 +91,11 @@ def sample_command(size: int, seed: int, out: str | None) -> None:
 @click.option("--out", metavar="FILE", required=True, help="JSON Lines file to write.")
 @json_option
 def import_command(source: str, size: int | None, out: str, as_json: bool, **given: Any) -> None:
-    r"""Read personas from a file, or as a recipe's panel says, and write them in this project's shape.
+    """Read personas from a file, or as a recipe's panel says, and write them in this project's shape.
 
     FILE is JSON Lines, JSON, CSV, TSV or Parquet, a path or URL; or a recipe (.yaml), for recoded values. The report
     says which rows were kept aside and why, and what was not taken over.
 
-    \b
     Example: polypersona personas import people.csv --id caseid --map age=AGE --map work=WRKSTAT --out panel.jsonl
     """
     panel, _ = _panel(source, size, None, given)
@@ -120,11 +120,10 @@ def import_command(source: str, size: int | None, out: str, as_json: bool, **giv
 @click.option("--seed", type=click.IntRange(0), help=f"Of a sampled panel; {DEFAULT_SEED} without it.")
 @json_option
 def describe_command(source: str, size: int | None, seed: int | None, as_json: bool, **given: Any) -> None:
-    r"""Show a panel's composition, near-duplicates and contradictions.
+    """Show a panel's composition, near-duplicates and contradictions.
 
     FILE as for `import`, or a recipe (.yaml); `sampled` is the built-in sampler.
 
-    \b
     Example: polypersona personas describe jobs/gss.yaml --json
     """
     panel, seed = _panel(source, size, seed, given)

@@ -1,15 +1,17 @@
 """The packed engine: a Hugging Face causal model that answers all cells of a persona over one shared prefix.
 
 The persona's part of the prompt is computed once; every cell continues from its keys and values. Closed cells are
-scored: one forward gives the probability of every option, and the cell's own seed draws one. Open cells, and the rationale
-of closed ones, are written token by token. Takes messages' text through `chatml` alone; knows no Ray, no shard and no file
-of the run.
+scored: one forward gives the probability of every option, and the cell's own seed draws one. Open cells, and the
+rationale of closed ones, are written token by token. Takes messages' text through `chatml` alone; knows no Ray, no
+shard and no file of the run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -25,28 +27,41 @@ from polypersona.chatml import (
 )
 from polypersona.coding import code_answer, disposition_of, split_rationale
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
+from polypersona.engines.option_tree import lay_out, option_tree
 from polypersona.engines.sampling import SamplingSettings, choose_option, sample_tokens
+from polypersona.errors import ModelError
 from polypersona.models.loading import load_model, load_tokenizer
+
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+_UNLIMITED = 1 << 20
+_NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(slots=True)
 class _Row:
-    """A cell on its way through the engine. Token lists exclude what the persona's cells share."""
+    """A cell on its way through the engine. `suffix` is the prompt after what the persona's cells share."""
 
     cell: Cell
-    suffix: list[int]
-    options: list[list[int]] = field(default_factory=list)
+    prompt: list[int]
+    options: list[list[int]]
+    suffix: list[int] = field(default_factory=list)
+    reused: int = 0
     choice: int | None = None
     probs: list[float] | None = None
     written: list[int] = field(default_factory=list)
     is_ended: bool = False
+    error: str = ""
 
 
 class PackedEngine:
     """Answers with a causal language model in this process, on its GPU where there is one.
 
+    Temperature and filters shape what is written, token by token. A scored option is drawn from the probabilities as
+    the model gives them; temperature 0 takes the likeliest. With `closed: text` the model itself ends its answer with a
+    rationale or without.
+
     Raises:
-        ModelError: the model or adapter cannot be loaded.
+        ModelError: the model or adapter cannot be loaded, or is of a kind whose answers this engine would change.
     """
 
     name = "packed"
@@ -72,9 +87,10 @@ class PackedEngine:
         base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         self._decoder = base.get_decoder()
         self._head = base.get_output_embeddings()
-        self._max_tokens = int(getattr(base.config, "max_position_embeddings", 1 << 20))
+        self._max_tokens = _context_tokens(base.config.get_text_config())
         self._ends = end_of_turn_ids(self._tokenizer)
         self._sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+        self._check_model()
 
     @torch.inference_mode()
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
@@ -83,50 +99,64 @@ class PackedEngine:
 
     def close(self) -> None:
         """Free the weights."""
-        del self._model, self._decoder, self._head
+        self._model = self._decoder = self._head = None
+
+    @torch.inference_mode()
+    def _check_model(self) -> None:
+        """Compare a branch over a cached prefix with the model's own forward, on a few tokens."""
+        ids = [index % self._head.weight.shape[0] for index in range(3, 15)]
+        tree = option_tree(ids[2:8], [ids[::-1], [*ids[8:], 0]])
+        end = tree.options[1][-1][0]
+        try:
+            cache = self._expanded(self._prefix_cache(ids[:2]), 1)
+            ours = self._logits(self._forward(cache, *lay_out([tree], 2))[0, end]).softmax(-1)
+            own = self._model(input_ids=torch.tensor([ids], device=self._device)).logits[0, -1].float().softmax(-1)
+            is_same = bool((ours - own).abs().sum() <= (1e-3 if self._settings.dtype == "fp32" else 0.2))
+        except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise self._other_kind(f"{type(error).__name__}: {error}") from error
+        if not is_same and bool(own.isfinite().all()):
+            raise self._other_kind("its own forward gives other probabilities")
+
+    def _other_kind(self, reason: str) -> ModelError:
+        return ModelError(
+            f"The packed engine cannot continue from a shared prefix with {self._settings.model!r}, a "
+            f"{type(self._model).__name__}: {reason}.",
+            "Choose a decoder with rotary positions, such as Llama, Mistral, Qwen2 or Phi.",
+        )
 
     def _answer_group(self, group: Group) -> list[Answer]:
-        show = self._settings.show_options
-        prompts = [
-            encode_prompt(self._tokenizer, build_messages(group.persona, cell.item, show, cell.order))
-            for cell in group.cells
-        ]
-        options = [self._option_tokens(cell) for cell in group.cells]
-        fits = [
-            len(prompt) + sum(map(len, branches)) + self._settings.max_new_tokens <= self._max_tokens
-            for prompt, branches in zip(prompts, options, strict=True)
-        ]
-        kept = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-        shared = shared_prefix_length(kept) if len(kept) > 1 else max(0, len(kept[0]) - 1) if kept else 0
-        rows = [
-            _Row(cell, prompt[shared:], branches)
-            for cell, prompt, branches, fit in zip(group.cells, prompts, options, fits, strict=True)
-            if fit
-        ]
-        if rows:
-            prefix = self._prefix_cache(kept[0][:shared])
-            for chunk in _chunks(rows, self._settings.slots):
+        rows = [self._build_row(group, cell) for cell in group.cells]
+        kept = [row for row in rows if not row.error]
+        if kept:
+            shared = shared_prefix_length([row.prompt for row in kept]) if len(kept) > 1 else len(kept[0].prompt) - 1
+            for row in kept:
+                row.suffix = row.prompt[shared:]
+                row.reused = 0 if row is kept[0] else shared
+            prefix = self._prefix_cache(kept[0].prompt[:shared])
+            for chunk in _chunks(kept, self._settings.slots):
                 self._score(prefix, shared, [row for row in chunk if row.options])
-                self._write(prefix, shared, [row for row in chunk if self._is_written(row)])
-        done = iter(rows)
-        first = rows[0] if rows else None
-        answers = []
-        for cell, prompt, fit in zip(group.cells, prompts, fits, strict=True):
-            if not fit:
-                answers.append(self._too_long(cell, len(prompt)))
-                continue
-            row = next(done)
-            answers.append(self._finish(row, len(prompt), 0 if row is first else shared))
-        return answers
+                self._write(prefix, shared, [row for row in chunk if self._max_written(row) and not row.error])
+        return [self._finish(row) for row in rows]
 
-    def _option_tokens(self, cell: Cell) -> list[list[int]]:
-        """Return the token ids of every option's opening sentence, in the item's own order; empty for written cells."""
-        if not cell.item.is_closed or self._settings.closed == "text":
-            return []
-        return [encode(self._tokenizer, render_choice(label)) for label in cell.item.options]
+    def _build_row(self, group: Group, cell: Cell) -> _Row:
+        messages = build_messages(group.persona, cell.item, self._settings.show_options, cell.order)
+        is_scored = cell.item.is_closed and self._settings.closed == "score"
+        labels = cell.item.options if is_scored else ()
+        row = _Row(
+            cell,
+            encode_prompt(self._tokenizer, messages),
+            [encode(self._tokenizer, render_choice(label)) for label in labels],
+        )
+        need = len(row.prompt) + max(map(len, row.options), default=0) + self._max_written(row)
+        if need > self._max_tokens:
+            row.error = (
+                f"the prompt has {len(row.prompt)} tokens, {need} with its answer; "
+                f"the model has room for {self._max_tokens}"
+            )
+        return row
 
-    def _is_written(self, row: _Row) -> bool:
-        return not row.options or self._settings.rationale
+    def _max_written(self, row: _Row) -> int:
+        return 0 if row.options and not self._settings.rationale else self._settings.max_new_tokens
 
     def _prefix_cache(self, ids: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return keys and values of the shared tokens, (1, heads, tokens, head size) per layer; empty without any."""
@@ -158,29 +188,19 @@ class PackedEngine:
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head(hidden).float()
+        logits: torch.Tensor = self._head(hidden)
+        return logits.float()
 
     def _score(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]], shared: int, rows: list[_Row]) -> None:
         """Give every row the probabilities of its options and its choice, from one forward.
 
-        A row's tokens are its suffix and, as branches that see the suffix and themselves only, every option but its last
-        token.
+        A row's tokens are its suffix and, as branches that see the suffix and themselves only, every option but its
+        last token.
         """
         if not rows:
             return
-        trees = [_tree(row.suffix, row.options) for row in rows]
-        width = max(len(tree.ids) for tree in trees)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        positions = torch.zeros(len(rows), width, dtype=torch.long)
-        visible = torch.zeros(len(rows), width, shared + width, dtype=torch.bool)
-        visible[:, :, :shared] = True
-        visible[:, :, shared:] |= torch.eye(width, dtype=torch.bool)
-        for index, tree in enumerate(trees):
-            size = len(tree.ids)
-            ids[index, :size] = torch.tensor(tree.ids)
-            positions[index, :size] = torch.tensor(tree.positions) + shared
-            visible[index, :size, shared : shared + size] = tree.visible
-        hidden = self._forward(self._expanded(prefix, len(rows)), ids, positions, visible)
+        trees = [option_tree(row.suffix, row.options) for row in rows]
+        hidden = self._forward(self._expanded(prefix, len(rows)), *lay_out(trees, shared))
         where = [(index, parent) for index, tree in enumerate(trees) for option in tree.options for parent, _ in option]
         tokens = [token for tree in trees for option in tree.options for _, token in option]
         picked = hidden[torch.tensor([row for row, _ in where]), torch.tensor([at for _, at in where])]
@@ -188,6 +208,9 @@ class PackedEngine:
         values = iter(log_probs.double().tolist())
         for row, tree in zip(rows, trees, strict=True):
             totals = [sum(next(values) for _ in option) for option in tree.options]
+            if not all(map(math.isfinite, totals)):
+                row.error = _NOT_FINITE
+                continue
             row.choice, row.probs = choose_option(totals, row.cell.seed, is_greedy=self._settings.temperature == 0)
 
     def _write(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]], shared: int, rows: list[_Row]) -> None:
@@ -211,11 +234,15 @@ class PackedEngine:
         seen[:, : shared + width] = True
         seen[:, shared : shared + width] = steps < lengths[:, None]
         for step in range(1, limit + 1):
-            tokens = sample_tokens(self._logits(last), [row.cell.seed for row in rows], [step] * count, self._sampling)
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                if not row.is_ended:
-                    row.is_ended = token in self._ends
+            logits = self._logits(last)
+            tokens = sample_tokens(logits, [row.cell.seed for row in rows], [step] * count, self._sampling)
+            are_finite = logits.logsumexp(-1).isfinite().tolist()
+            for row, token, is_finite in zip(rows, tokens.tolist(), are_finite, strict=True):
+                if not row.is_ended and is_finite:
                     row.written.append(token)
+                elif not row.is_ended:
+                    row.error = _NOT_FINITE
+                row.is_ended |= token in self._ends or not is_finite
             if step == limit or all(row.is_ended for row in rows):
                 return
             seen[:, shared + width + step - 1] = True
@@ -226,65 +253,32 @@ class PackedEngine:
                 seen[:, None, : shared + width + step],
             )[:, 0]
 
-    def _finish(self, row: _Row, prompt_tokens: int, reused: int) -> Answer:
-        item, cell = row.cell.item, row.cell
-        ids = row.written[:-1] if row.is_ended else row.written
-        text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
-        is_truncated = self._is_written(row) and not row.is_ended
-        counts = {"prompt_tokens": prompt_tokens, "reused_prompt_tokens": reused, "new_tokens": len(row.written)}
-        if row.choice is not None:
-            label = item.options[row.choice]
-            return Answer(
-                cell.assignment_id,
-                render_answer(label, text),
-                "complete",
-                rationale=text,
-                code=item.codes[row.choice],
-                label=label,
-                option_probs=tuple(row.probs or ()),
-                **counts,
-            )
-        disposition = disposition_of(item, text, is_truncated=is_truncated)
-        code = code_answer(item, text) if item.is_closed and disposition == "complete" else None
-        label, rationale = split_rationale(item, text) if code is not None else ("", "")
-        return Answer(cell.assignment_id, text, disposition, rationale, code, label, **counts)
-
-    def _too_long(self, cell: Cell, prompt_tokens: int) -> Answer:
-        room = self._max_tokens - self._settings.max_new_tokens
-        return Answer(
-            cell.assignment_id,
-            "",
-            "error",
-            error=f"the prompt has {prompt_tokens} tokens and its options; the model has room for {room}",
-            prompt_tokens=prompt_tokens,
+    def _finish(self, row: _Row) -> Answer:
+        answer = self._read(row)
+        return replace(
+            answer, prompt_tokens=len(row.prompt), reused_prompt_tokens=row.reused, new_tokens=len(row.written)
         )
 
+    def _read(self, row: _Row) -> Answer:
+        item, cell_id = row.cell.item, row.cell.assignment_id
+        if row.error:
+            return Answer(cell_id, "", "error", error=row.error)
+        ids = row.written[:-1] if row.is_ended else row.written
+        text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if row.choice is not None:
+            label, probs = item.options[row.choice], tuple(row.probs or ())
+            whole = render_answer(label, text)
+            return Answer(cell_id, whole, "complete", text, item.codes[row.choice], label, probs)
+        disposition = disposition_of(item, text, is_truncated=not row.is_ended)
+        code = code_answer(item, text) if item.is_closed and disposition == "complete" else None
+        label, rationale = split_rationale(item, text) if code is not None else ("", "")
+        return Answer(cell_id, text, disposition, rationale, code, label)
 
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """A suffix with its options as branches. `options` hold, per token to score, (index of the token before it, token)."""
 
-    ids: list[int]
-    positions: list[int]
-    visible: torch.Tensor
-    options: list[list[tuple[int, int]]]
-
-
-def _tree(suffix: list[int], options: Sequence[list[int]]) -> _Tree:
-    size = len(suffix) + sum(len(option) - 1 for option in options)
-    visible = torch.zeros(size, size, dtype=torch.bool)
-    visible[: len(suffix), : len(suffix)] = torch.ones(len(suffix), len(suffix), dtype=torch.bool).tril()
-    visible[len(suffix) :, : len(suffix)] = True
-    ids, positions, scored = list(suffix), list(range(len(suffix))), []
-    for option in options:
-        start, branch = len(ids), option[:-1]
-        parents = [len(suffix) - 1, *range(start, start + len(branch))]
-        scored.append(list(zip(parents, option, strict=True)))
-        ids += branch
-        positions += range(len(suffix), len(suffix) + len(branch))
-        end = start + len(branch)
-        visible[start:end, start:end] = torch.ones(len(branch), len(branch), dtype=torch.bool).tril()
-    return _Tree(ids, positions, visible, scored)
+def _context_tokens(config: Any) -> int:
+    """Return how many tokens the model sees at once: its positions, or its attention's window where that is less."""
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", *_WINDOWS)]
+    return min([int(limit) for limit in limits if limit], default=_UNLIMITED)
 
 
 def _chunks(rows: list[_Row], size: int) -> Iterator[list[_Row]]:

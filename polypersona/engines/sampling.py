@@ -43,8 +43,8 @@ def sample_tokens(
 ) -> torch.Tensor:
     """Return one token id per row.
 
-    Draws by inverting the cumulative distribution in vocabulary order, so that rounding moves a draw only where it falls
-    on an edge.
+    Draws by inverting the cumulative distribution in vocabulary order, so that rounding moves a draw only where it
+    falls on an edge.
 
     Args:
         logits: (rows, vocabulary), any dtype.
@@ -70,9 +70,11 @@ def sample_tokens(
 def _filtered(probs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
     if settings.top_k and settings.top_k < probs.shape[-1]:
         floor = probs.topk(settings.top_k, -1).values[:, -1:]
-        probs = probs.masked_fill(probs < floor, 0.0)
+        is_above, is_tied = probs > floor, probs == floor
+        num_tied = settings.top_k - is_above.sum(-1, keepdim=True)  # of ties, those that come first in the vocabulary
+        probs = probs.masked_fill(~(is_above | (is_tied & (is_tied.cumsum(-1) <= num_tied))), 0.0)
     if settings.top_p < 1.0:
-        ordered, indices = probs.sort(-1, descending=True, stable=True)
+        ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         keep = torch.zeros_like(probs, dtype=torch.bool).scatter(
             -1, indices, before < settings.top_p * ordered.sum(-1, keepdim=True)

@@ -68,6 +68,19 @@ def refuse_unsupported(recipe: Recipe) -> None:
         )
 
 
+def base_bytes(recipe: Recipe) -> int | None:
+    """Return the size of the base model's weights; None for a model of the hub and for an engine without a model.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from polypersona.models.location import is_hub_id, locate_model
+
+    if recipe.generate.engine not in MODEL_ENGINES or is_hub_id(model := locate_model(recipe.model.base)):
+        return None
+    return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+
+
 def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
     """Return the weights the recipe names, checked and hashed.
 
@@ -76,10 +89,9 @@ def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
     """
     if recipe.generate.engine not in MODEL_ENGINES:
         return Weights()
-    from polypersona.models.location import is_hub_id, locate_model, model_hash
+    from polypersona.models.location import locate_model, model_hash
 
-    model = locate_model(recipe.model.base)
-    size = None if is_hub_id(model) else sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+    model, size = locate_model(recipe.model.base), base_bytes(recipe)
     identity = model_hash(recipe.model.base, recipe.model.revision)
     if recipe.model.adapter == "none":
         return Weights(model, identity, size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from polypersona.records import Disposition, Item
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+# Texts whose tokens, sentiment and so on a process remembers: a shard's, as response and as reference.
+MAX_REMEMBERED_TEXTS = 2**15
 # One in fixed point. A value in [-1, 1] is kept to 2**-31; sums of up to 2**32 rows fit an int64.
 SCALE = 2**30
 
@@ -82,12 +84,16 @@ class Metric(Protocol):
         """Return one score per summed row, shape (num_totals, width) → (num_totals,); NaN where column 0 is 0."""
 
 
-@runtime_checkable
 class Agreement(Metric, Protocol):
     """A metric of coded answers: it also knows what a uniformly random option would score."""
 
     def chance(self, pairs: Sequence[Pair]) -> IntArray:
         """Return the expected rows of a response drawn uniformly from the item's options."""
+
+
+def is_agreement(metric: Metric) -> TypeGuard[Agreement]:
+    """Return whether the metric is one of coded answers."""
+    return callable(getattr(metric, "chance", None))
 
 
 def fixed(value: float) -> int:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from polypersona.metrics.base import FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
 
 MAX_ORDER = 4
 SMOOTHING_EPSILON = 0.1
@@ -117,7 +117,7 @@ def _scorer() -> BLEU:
     return BLEU(effective_order=True)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def _sentence(text: str, reference: str) -> tuple[float, tuple[int, ...]]:
     """Return sentence BLEU in [0, 1] and the corpus row: both come from one pass of sacrebleu."""
     found = _scorer().sentence_score(text, [reference])

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polypersona.metrics.base import IntArray
+from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, IntArray
 from polypersona.records import seed_from
 
 NUM_FOLDS = 32
@@ -135,7 +135,7 @@ def fold_of(persona_id: str) -> int:
     return seed_from("fold", persona_id) % NUM_FOLDS
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def _ngram_hashes(text: str, order: int) -> npt.NDArray[np.uint64]:
     words = _WORD.findall(text.lower())
     ngrams = zip(*(words[start:] for start in range(order)), strict=False)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from polypersona.metrics.base import FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
 
 OPEN_WORDS = (3, 150)
 CLOSED_WORDS = (1, 80)
@@ -135,7 +135,7 @@ def _has_length(pair: Pair) -> bool:
     return low <= len(pair.text.split()) <= high
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower()))
 

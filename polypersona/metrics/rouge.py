@@ -19,7 +19,7 @@ from typing import Literal
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenize import tokenize
 
-from polypersona.metrics.base import FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
 
 Kind = Literal["1", "2", "L"]
 
@@ -78,7 +78,7 @@ def lcs_length(left: Sequence[str], right: Sequence[str]) -> int:
     return len(left) - state.bit_count()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def _tokens(text: str) -> tuple[str, ...]:
     return tuple(tokenize(text, None))
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from polypersona.metrics.base import FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SentimentSimilarity:
         return mean_score(totals)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def sentiment(text: str) -> float:
     """Return VADER's compound score, in [−1, 1]."""
     return float(_analyzer().polarity_scores(text)["compound"])

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from polypersona.metrics.base import Agreement, FloatArray, IntArray, Metric
+from polypersona.metrics.base import FloatArray, IntArray, Metric, is_agreement
 
 Kind = Literal["overall", "domain", "response_type", "item"]
 KINDS: tuple[Kind, ...] = ("overall", "domain", "response_type", "item")
@@ -63,7 +63,7 @@ class Layout:
         if not self.has_reference:
             return ()
         blocks: tuple[Block, ...] = ("score", "floor", "matched")
-        if isinstance(metric, Agreement):
+        if is_agreement(metric):
             blocks += ("uniform", "retest") if self.has_retest else ("uniform",)
         return blocks
 

@@ -6,6 +6,9 @@ recipe and no training.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +63,30 @@ def attach_adapter(base: Any, adapter: str, model: str, revision: str | None = N
 
     folder = check_adapter(adapter, model, revision)
     try:
-        attached = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        with quiet_peft():
+            attached = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
         with safe_open(folder / WEIGHTS, framework="pt") as stream:
             stored = set(stream.keys())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ModelError(f"The adapter {folder} cannot be attached to {model!r}: {said}", "Fine-tune again.") from error
-    expected = set(get_peft_model_state_dict(attached))
+    # Without the keyword peft asks the hub whether the base's vocabulary has changed.
+    expected = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
     if wrong := sorted(stored ^ expected):
         raise ModelError(
             f"The adapter {folder} does not fit {model!r}: {len(wrong)} tensors differ, first {wrong[0]!r}.",
             "Name the base model it was made for.",
         )
     return attached
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep peft's warnings off the screen: on a name deprecated in transformers, and on keys that are checked here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=r"Found missing adapter keys")
+        yield
 
 
 def merge_adapter(attached: Any, dtype: torch.dtype) -> Any:

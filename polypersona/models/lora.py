@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from polypersona.errors import ModelError, nearest
+from polypersona.models.adapters import quiet_peft
 from polypersona.models.catalogue import FAMILY_TARGETS, SKIPPED_IN_4BIT
 from polypersona.models.quantization import prepare_for_training, quantised_layers
 
@@ -57,8 +58,9 @@ def check_targets(model: Any, names: tuple[str, ...]) -> None:
     Raises:
         ModelError: the first such name, with those the model has.
     """
-    present = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
-    linear = sorted(name for name, module in present.items() if type(module).__name__ in _LINEAR)
+    linear = sorted(
+        {name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in _LINEAR}
+    )
     for name in names:
         if name not in linear:
             raise ModelError(
@@ -73,13 +75,12 @@ def attach_lora(
     rank: int,
     alpha: int,
     dropout: float,
-    base_name: str,
     names: tuple[str, ...] = (),
     is_checkpointed: bool = False,
 ) -> Any:
     """Return the model with a new adapter of zero effect on its target layers; only the adapter is trainable, in fp32.
 
-    Each target layer W becomes W + (alpha / rank) B·A with A of shape (rank, in) drawn at random and B (out, rank) zero.
+    Each target layer W becomes W + (alpha / rank) B·A with A (rank, in) drawn at random and B (out, rank) zero.
 
     Raises:
         ModelError: a target that matches no layer, or a 4-bit model that has answered before.
@@ -100,21 +101,10 @@ def attach_lora(
         target_modules=list(targets),
         task_type="CAUSAL_LM",
         bias="none",
-        base_model_name_or_path=base_name,
     )
-    attached = get_peft_model(model, config)
-    attached.peft_config["default"].base_model_name_or_path = base_name
+    with quiet_peft():
+        attached = get_peft_model(model, config)
     for parameter in attached.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return attached
-
-
-def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Return the adapter's tensors on the CPU, by the names they have in its file."""
-    from peft import get_peft_model_state_dict
-
-    return {
-        name: tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in get_peft_model_state_dict(model).items()
-    }

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,11 +204,11 @@ def _batches(
     chunk = 16  # batches per job, sorted by length within
     jobs = [(settings, tokenizer, start, num_steps) for start in range(0, num_steps, chunk)]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        done = 0
-        for batches in pool.imap(_make_batches, jobs):
-            for batch in batches[: num_steps - done]:
-                yield batch
-            done += len(batches)
+        ahead = deque(pool.apply_async(_make_batches, (job,)) for job in jobs[:2])
+        for number in range(len(jobs)):
+            if number + 2 < len(jobs):
+                ahead.append(pool.apply_async(_make_batches, (jobs[number + 2],)))
+            yield from ahead.popleft().get()[: num_steps - number * chunk]
 
 
 def _make_batches(job: tuple[PretrainSettings, PreTrainedTokenizerFast, int, int]) -> list[list[PackedRow]]:

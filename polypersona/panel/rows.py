@@ -119,7 +119,7 @@ def _begins_with_a_record(data: bytes) -> bool:
     """Return whether a `.json` file is JSON Lines: its first line is a whole object, and more lines follow."""
     first, _, rest = data.lstrip().partition(b"\n")
     try:
-        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+        return bool(rest.strip()) and isinstance(json.loads(first.decode()), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -129,7 +129,7 @@ def _json_lines(location: str, data: bytes) -> Iterator[Row | Reject]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
         except UnicodeDecodeError:
             yield Reject(location, number, "", "the line is not UTF-8")
         except (ValueError, RecursionError) as error:
@@ -140,8 +140,9 @@ def _json_lines(location: str, data: bytes) -> Iterator[Row | Reject]:
 
 
 def _json(location: str, data: bytes) -> Iterator[Row | Reject]:
+    text = _decode(location, data)
     try:
-        content = json.loads(_decode(location, data))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise PersonaError(

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from polypersona.report.numbers import is_defined, render_count, render_share, render_words
+from polypersona.report.numbers import is_defined, render_count, render_kind, render_share, render_words
 
 # Placeholder colours: no chart draws in a colour of its own.
 INK, MUTED, LINE, PAPER, FIRST, SECOND, SOFT = (f"#0000{index:02x}" for index in range(0xA0, 0xA7))
@@ -25,7 +25,7 @@ _VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card", FIRST: "--chart-1", SECOND: "--chart-2",
     SOFT: "--chart-soft",
 }  # fmt: skip
-_WIDTH = 460  # points, which are CSS pixels here: narrow, so that text stays legible on a phone
+_WIDTH = 390  # points, which are CSS pixels here: narrow, so that text stays legible on a phone
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "polypersona",
@@ -57,7 +57,7 @@ def domains_chart(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def types_chart(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     """Return Figure 2: answers and questions by response type, with the paper's marks."""
-    names = [f"{_MARKS.get(row['type'], '')} {row['type']}".strip() for row in rows]
+    names = [f"{_MARKS.get(row['type'], '')} {render_kind(row['type'])}".strip() for row in rows]
     series = [
         ("Answers", [row["share_answers"] for row in rows], [row["answers"] for row in rows]),
         ("Questions", [row["share_questions"] for row in rows], [row["questions"] for row in rows]),
@@ -95,6 +95,7 @@ def lengths_chart(rows: Sequence[Mapping[str, Any]], key: str) -> str:
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_xlabel("characters")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _plain_axes(axes)
         return _svg(figure, key)
 
@@ -159,12 +160,12 @@ def _paired_bars(key: str, names: Sequence[str], series: Sequence[Series], xlabe
             axes.barh(places, widths, height=height * 0.86, label=label, **look)
             for place, width, count in zip(places, widths, counts, strict=True):
                 text = f"{render_count(count)} ({render_share(width)})"
-                axes.text(width + largest * 0.015, place, text, va="center", fontsize=10.5, color=MUTED)
+                axes.text(width + largest * 0.015, place, text, va="center", fontsize=11, color=MUTED)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, largest * 1.5)
+        axes.set_xlim(0, largest * 1.62)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.set_xlabel(xlabel)
         _plain_axes(axes)
         if len(series) > 1:

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polypersona.records import RESPONSE_TYPES, Item
+from polypersona.report.numbers import KINDS, plain_key
 from polypersona.report.paper import domain_rank
 from polypersona.report.source import Source
 from polypersona.report.tally import ItemTally, Tally, box_statistics
 
 MAX_ITEMS = 300
+_ITEM_METRICS = frozenset({"stanceagreement", "exactagreement", "nearagreement", "validity"})
 
 
 def by_domain(tally: Tally, source: Source) -> list[dict[str, Any]]:
@@ -36,7 +38,7 @@ def by_type(tally: Tally, source: Source) -> list[dict[str, Any]]:
     """Return questions and answers per response type, with their shares (Figure 2)."""
     questions = Counter(kind for _, kind in tally.item_types.values())
     answers = tally.by(1)
-    order = ("open", *(kind for kind in RESPONSE_TYPES if kind != "open"))
+    order = dict.fromkeys((*KINDS, *RESPONSE_TYPES))
     return [
         {
             "type": kind,
@@ -69,7 +71,8 @@ def closed_items(tally: Tally, source: Source, scores: Sequence[Mapping[str, Any
     """Return the distribution of answers of each closed item, by domain, then id; at most `MAX_ITEMS`."""
     by_item: dict[str, list[Mapping[str, Any]]] = {}
     for row in scores:
-        by_item.setdefault(str(row["group"]), []).append(row)
+        if plain_key(str(row["metric"])) in _ITEM_METRICS:
+            by_item.setdefault(str(row["group"]), []).append(row)
     order = sorted(tally.items, key=lambda key: (domain_rank(tally.item_types[key][0]), key))
     rows = []
     for key in order[:MAX_ITEMS]:

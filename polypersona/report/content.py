@@ -20,6 +20,7 @@ from polypersona.report.tally import Tally
 from polypersona.storage import SCHEMA_VERSION
 
 Row = Mapping[str, Any]
+_NOT_FOR_READERS = frozenset({"content", "figures", "fingerprint", "key", "scores", "conditioning", "run"})
 _AGREEMENT = ("stanceagreement", "exactagreement", "bleu", "rouge1")
 
 
@@ -49,11 +50,13 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "synthetic": True,
         "name": recipe.name,
         "notice": words.SYNTHETIC,
+        "simulator": words.SIMULATOR if summary["is_simulated"] else "",
         "warnings": words.warnings_of(recipe, scores, summary),
         "what_was_run": words.what_was_run(recipe, summary),
         "can_conclude": can,
         "cannot_conclude": cannot,
         "notes": list(source.notes),
+        "license": source.license,
         "summary": summary,
         "reference": scores.get("reference", "none"),
         "caption": scores.get("caption", ""),
@@ -86,6 +89,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
     quarantined = sum(evidence.quarantine.values())
     planned = tally.num_rows + quarantined
     dispositions = tally.by(2)
+    has_model = evidence.recipe.generate.engine not in ("rules", "fake")
     return {
         "num_personas": tally.num_personas,
         "num_items": len(tally.item_types),
@@ -103,22 +107,36 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "reused_prompt_tokens": tally.reused_prompt_tokens,
         "share_reused": tally.reused_prompt_tokens / tally.prompt_tokens if tally.prompt_tokens else math.nan,
         "new_tokens": tally.new_tokens,
-        "model": evidence.recipe.model.base,
-        "adapter": evidence.recipe.model.adapter,
+        "model": evidence.recipe.model.base if has_model else "none",
+        "adapter": evidence.recipe.model.adapter if has_model else "none",
         "engine": evidence.recipe.generate.engine,
         "is_simulated": words.is_simulated(evidence.recipe, str(evidence.scores.get("reference", "none"))),
     }
 
 
 def run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what run.json says of plan, stages and versions, without what only a resume needs."""
-    facts = {key: run[key] for key in ("fingerprint", "plan", "versions", "hardware") if key in run}
-    stages = {
-        stage: {key: value for key, value in entry.items() if key not in ("content", "fingerprint")}
-        for stage, entry in run.get("stages", {}).items()
+    """Return what run.json says of plan, stages and versions, without what only a resume needs.
+
+    `plan` becomes rows of stage, decision, value and reason.
+    """
+    facts = {key: run[key] for key in ("fingerprint", "frozen", "versions", "hardware") if key in run}
+    facts["plan"] = [
+        {"stage": stage, "decision": name, "value": choice.get("value"), "reason": choice.get("reason", "")}
+        if isinstance(choice, Mapping)
+        else {"stage": stage, "decision": name, "value": choice, "reason": ""}
+        for stage, decisions in run.get("plan", {}).items()
+        for name, choice in decisions.items()
+    ]
+    stages = {stage: {**entry, **entry.get("figures", {})} for stage, entry in run.get("stages", {}).items()}
+    facts["stages"] = {
+        stage: {key: value for key, value in entry.items() if key not in _NOT_FOR_READERS}
+        for stage, entry in stages.items()
         if stage != "report"
     }
-    return {**facts, "stages": stages} if stages else facts
+    generated = run.get("stages", {}).get("generate", {})
+    if generated.get("seconds") and generated.get("answered"):
+        facts["answers_per_s"] = generated["answered"] / generated["seconds"]
+    return facts
 
 
 def table_ii(recipe: Recipe, overall: Sequence[Row]) -> dict[str, Any]:
@@ -131,7 +149,7 @@ def table_ii(recipe: Recipe, overall: Sequence[Row]) -> dict[str, Any]:
         "columns": [{"head": column.head, "title": column.title} for column in TABLE_II_COLUMNS],
         "name": recipe.model.base if recipe.generate.engine in ("packed", "vllm") else recipe.generate.engine,
         "scores": [_cell(row) for row in found],
-        "floors": [row.get("floor") if row else "not computed" for row in found],
+        "floors": [row["floor"] if row and row.get("floor_name") else "not computed" for row in found],
         "floor_name": next((row["floor_name"] for row in found if row and row.get("floor_name")), ""),
         "paper": {name: list(values) for name, values in TABLE_II.items()},
     }
@@ -192,4 +210,4 @@ def without_nan(value: Any) -> Any:
 def _cell(row: Row | None) -> Any:
     if row is None:
         return "not computed"
-    return {key: row.get(key) for key in ("n", "score", "low", "high", "floor")}
+    return {key: row.get(key) for key in ("n", "score", "low", "high", "floor", "floor_name")}

@@ -49,6 +49,14 @@ def render_words(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+KINDS = {"open": "open", "likert": "Likert scale", "yesno": "yes or no", "agreement": "agreement"}
+
+
+def render_kind(response_type: str) -> str:
+    """Return a response type as words."""
+    return KINDS.get(response_type, response_type)
+
+
 def plain_key(name: str) -> str:
     """Return a metric's name without case and punctuation, so that ROUGE-1, rouge_1 and rouge1 are one."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
@@ -66,8 +74,8 @@ def render_fact(key: str, value: Any) -> tuple[str, str]:
         return render_words(key), UNDEFINED
     if key.endswith("_per_s"):
         return f"{render_words(key.removesuffix('_per_s'))} per second", render_number(value, 1)
-    if key.endswith("_s"):
-        return render_words(key.removesuffix("_s")), f"{render_number(value, 1)} s"
+    if key == "seconds" or key.endswith("_s"):
+        return ("Time" if key == "seconds" else render_words(key.removesuffix("_s"))), f"{render_number(value, 1)} s"
     if key.endswith("_bytes"):
         return render_words(key.removesuffix("_bytes")), f"{render_number(value / _MIB, 1)} MiB"
     if key.endswith("_mb"):

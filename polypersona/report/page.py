@@ -45,6 +45,8 @@ def render_page(content: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
         share=numbers.render_share,
         words=numbers.render_words,
         facts=numbers.render_facts,
+        fact=fact_text,
+        kind=numbers.render_kind,
     )
     environment.globals.update(interval=numbers.render_interval, gauge=gauge, segment=segment_color)
     return environment.get_template("report.html.j2").render(
@@ -125,6 +127,11 @@ def gauge(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"start": start, "end": end, **{name: places.get(name) for name in names}}
 
 
+def fact_text(value: Any) -> str:
+    """Return a plain value as words."""
+    return numbers.render_fact("", value)[1]
+
+
 def segment_color(index: int, count: int, scale: str) -> str:
     """Return the CSS colour of an option: from low to high on an ordered scale, distinct hues on a nominal one."""
     if scale == "nominal":
@@ -151,4 +158,4 @@ def _brief(persona: Persona) -> str:
 def _item(key: str, source: Source, tally: Tally) -> list[str]:
     domain, kind = tally.item_types[key]
     item = source.items.get(key) or source.items.get(key.split(" · ")[0])
-    return [key, item.stem if item else key, domain, kind]
+    return [key, item.stem if item else key, domain, numbers.render_kind(kind)]

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polypersona.records import digest
-from polypersona.report.tally import plain_table
 
 SHOWN = ("item", "text", "disposition", "wave", "draw")
 MAX_TEXT = 2_000
@@ -36,9 +35,8 @@ class Sample:
     _limit: str = ""
     _num_characters: int = 0
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Look at one batch and keep the rows of its sampled personas."""
-        table = plain_table(batch)
+    def add(self, table: pa.Table) -> None:
+        """Look at some rows, as `tally.stream_rows` gives them, and keep those of sampled personas."""
         wanted = [persona for persona in table["persona_id"].unique().to_pylist() if self._takes(persona)]
         if len(wanted) == 0:
             return

@@ -54,9 +54,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
 def gather(directory: RunDirectory, recipe: Recipe, state: dict[str, Any]) -> tuple[Evidence, Sample]:
     """Read everything a report is made of; the responses in one pass."""
     tally, sample = Tally(), Sample()
-    for batch in stream_rows(directory):
-        tally.add(batch)
-        sample.add(batch)
+    for table in stream_rows(directory):
+        tally.add(table)
+        sample.add(table)
     scores, training = (directory.read_json(name) if directory.exists(name) else {} for name in _SMALL_FILES)
     source = load_source(directory, recipe, frozenset(sample.rows))
     return Evidence(recipe, state, scores, training, tally, source, count_quarantine(directory)), sample

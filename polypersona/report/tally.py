@@ -1,6 +1,6 @@
 """Response files → counts. Streams the rows once and keeps counters only, so memory does not grow with the run.
 
-Takes record batches of `storage.RESPONSE_SCHEMA`; gives counts by domain, response type and disposition, the lengths
+Reads columns of `storage.RESPONSE_SCHEMA`; gives counts by domain, response type and disposition, the lengths
 of answers as exact histograms, the answers per item and the tokens. Knows no score, no model and no page.
 """
 
@@ -88,9 +88,8 @@ class Tally:
             totals[key[part]] += count
         return totals
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Count one batch."""
-        table = plain_table(batch)
+    def add(self, table: pa.Table) -> None:
+        """Count some rows, as `stream_rows` gives them."""
         _count_cells(self, table)
         _count_lengths(self, table)
         _count_codes(self, table)
@@ -102,8 +101,10 @@ def item_key(item_id: str, variant: str) -> str:
     return f"{item_id} · {variant}" if variant else item_id
 
 
-def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.RecordBatch]:
-    """Yield the rows of every Parquet file of a folder, file by file in the order of their names.
+def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.Table]:
+    """Yield the rows of every Parquet file of a folder, some at a time, in the order of the files' names.
+
+    Strings are decoded, and a column `item` names item and variant together.
 
     Raises:
         StorageError: a file cannot be read as Parquet, or lacks a column.
@@ -112,7 +113,8 @@ def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.Rec
     for name in run.names(folder, ".parquet"):
         try:
             with fs.open_input_file(f"{root}/{name}") as source:
-                yield from pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=list(COLUMNS))
+                for batch in pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
+                    yield _plain_table(batch)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"{run.path(name)} cannot be read as a file of responses: {error}.",
@@ -120,8 +122,7 @@ def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.Rec
             ) from error
 
 
-def plain_table(batch: pa.RecordBatch) -> pa.Table:
-    """Return the batch with decoded strings and an `item` column that names item and variant together."""
+def _plain_table(batch: pa.RecordBatch) -> pa.Table:
     table = pa.Table.from_batches([batch])
     for index, column in enumerate(table.schema):
         if pa.types.is_dictionary(column.type):

@@ -20,8 +20,8 @@ from polypersona.report.numbers import (
 
 SYNTHETIC = "Synthetic data: every answer in this report was written by a program, none by a person."
 SIMULATOR = (
-    "The scores say how far the model agrees with a simulator, a set of written rules. This is agreement with a "
-    "simulator and concludes nothing about people."
+    "Agreement with a simulator: the references were written by rules, so the scores say how well the model follows "
+    "the rules, and this concludes nothing about people."
 )
 IGNORES_CARDS = (
     "The model ignores these cards. Giving every respondent another respondent's card leaves the scores as they are, "
@@ -30,10 +30,11 @@ IGNORES_CARDS = (
 
 # Shown first, in this order: first whether answers are valid and follow the card, then how the texts look.
 HEADLINE_METRICS = (
-    "stanceagreement", "exactagreement", "quadratickappa", "validity", "bleu", "rouge1", "rougel", "distinct2",
+    "stanceagreement", "exactagreement", "nearagreement", "quadratickappa", "validity", "bleu", "rouge1",
+    "rougel", "distinct2",
     "lengthsimilarity", "sentimentsimilarity", "bertscoref1", "surveyquality",
 )  # fmt: skip
-MAX_CARDS = 8
+MAX_CARDS = 9
 
 _MEANINGS = {
     "stanceagreement": "how often the answer takes the reference's side: for, against or neither",
@@ -77,17 +78,20 @@ def what_was_run(recipe: Recipe, summary: Mapping[str, Any]) -> list[str]:
     )
     sentences = [asked, _who_answered(recipe, summary)]
     if recipe.generate.on == "test":
-        sentences.append(
-            f"The respondents are those of the dataset's test split; {_UNSEEN.get(recipe.dataset.split_by, '')}"
-        )
+        sentences.append(f"The respondents are those of the dataset's test split{_what_was_unseen(recipe)}.")
     return sentences
 
 
+def _what_was_unseen(recipe: Recipe) -> str:
+    is_tuned_here = recipe.model.adapter == "run" and recipe.generate.engine not in ("rules", "fake")
+    return f"; the model was tuned on {_UNSEEN[recipe.dataset.split_by]}" if is_tuned_here else ""
+
+
 _UNSEEN = {
-    "persona": "the model was tuned on answers of other respondents to the same questions.",
-    "item": "the model was tuned on the same respondents' answers to other questions.",
-    "both": "the model was tuned on other respondents and other questions.",
-    "neither": "the model was tuned on rows drawn from the same respondents and questions, so the scores flatter it.",
+    "persona": "answers of other respondents to the same questions",
+    "item": "the same respondents' answers to other questions",
+    "both": "other respondents and other questions",
+    "neither": "rows drawn from the same respondents and questions, so the scores flatter it",
 }
 
 
@@ -119,16 +123,24 @@ def warnings_of(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str,
         )
     if recipe.generate.engine == "fake":
         warnings.append("The fake engine answered: the numbers below test the machinery and mean nothing else.")
+    if recipe.generate.engine == "rules" and is_simulated(recipe, str(scores.get("reference"))):
+        warnings.append(
+            "The rules wrote both the answers and the references: the scores compare the rules with themselves."
+        )
     return warnings
+
+
+_MACHINERY = "Whether the machinery runs: every cell was planned, answered and counted."
+_INSTRUMENT = (
+    "Whether the instrument runs through: which questions get valid answers, refusals or nothing, and how long the "
+    "answers are."
+)
 
 
 def conclusions(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return (what can be concluded, what cannot), as sentences."""
     reference = str(scores.get("reference", "none"))
-    can = [
-        "Whether the instrument runs through: which questions get valid answers, refusals or nothing, and how long "
-        "the answers are."
-    ]
+    can = [_INSTRUMENT if recipe.generate.engine != "fake" else _MACHINERY]
     if not scores:
         can.append(
             "No scores were computed for this run, so nothing can be said about the answers' agreement with anything."
@@ -136,16 +148,14 @@ def conclusions(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str,
     elif reference == "none":
         can.append("There is no reference: only properties of the answers themselves were measured.")
     elif is_simulated(recipe, reference):
-        can.append("How well the model reproduces, for respondents, what written rules make of their cards.")
+        can.append("How well the model reproduces what written rules make of the respondents' cards.")
     else:
         can.append("How close the answers are to the reference answers of the dataset, each score beside its floor.")
     can.extend(_conditioning(scores.get("conditioning") or {}))
     cannot = [
-        "What people think. No person answered; shares and averages here estimate nothing in any population.",
-        "Whether groups of people differ. Differences between groups here come from the model and the cards.",
+        "What people think. No person answered: shares and averages estimate nothing in any population.",
+        "Whether groups of people differ. Differences between groups come from the model and the cards.",
     ]
-    if is_simulated(recipe, reference):
-        cannot.insert(0, SIMULATOR)
     cannot.append("How this run compares with the paper's printed scores: those come from other data.")
     return can, cannot
 
@@ -162,7 +172,9 @@ def _gain_sentence(conditioning: Mapping[str, Any]) -> str:
         return ""
     interval = render_interval(conditioning.get("low"), conditioning.get("high"))
     label = str(conditioning.get("metric") or "the score").replace("_", " ")
-    return f" Its own card, instead of another's, gains a respondent {render_number(gain)} {interval} in {label}."
+    return (
+        f" With their own reference they agree by {render_number(gain)} {interval} more than with another's ({label})."
+    )
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,12 +6,13 @@ node by a task that reserves nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ def start_ray(limits: Mapping[str, float] | None = None) -> Inventory:
     if not ray.is_initialized():
         # Ray would warn about a default it changes; this is the new default.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if not _join_cluster():
-            _start_local(limits or {})
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # Its C++ side would write an alarm about every actor pool that restarts its actors to the driver's stderr.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with _silenced_descriptor(2):
+            if not _join_cluster():
+                _start_local(limits or {})
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return read_cluster(limits)
 
 
@@ -104,6 +108,19 @@ def load_inventory(path: Path) -> Inventory:
     if not nodes:
         raise InfeasiblePlanError(f"{path} lists no node.", "Add at least one node.")
     return Inventory(nodes, str(path))
+
+
+@contextlib.contextmanager
+def _silenced_descriptor(descriptor: int) -> Iterator[None]:
+    """Drop what native code writes to a descriptor: Ray announces the log level it was told. Exceptions still pass."""
+    kept = os.dup(descriptor)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
 
 
 def _join_cluster() -> bool:

@@ -19,7 +19,15 @@ from polypersona.chatml import render_answer
 from polypersona.records import AttributeValue, Item, Persona, ResponseType
 from polypersona.simulator import grammar
 from polypersona.simulator.constructs import CONSTRUCTS
-from polypersona.simulator.traits import latent_traits, option_index, stance_level, stance_on, telling_trait
+from polypersona.simulator.traits import (
+    TRAITS,
+    card_traits,
+    latent_traits,
+    option_index,
+    stance_level,
+    stance_on,
+    telling_trait,
+)
 
 # (attribute, its values): drawn independently and evenly, so that the model learns effects and not a population.
 ATTRIBUTES: Mapping[str, Sequence[str]] = {
@@ -102,21 +110,66 @@ class Interview:
     turns: tuple[Turn, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How hard the corpus is from `start`, a share of the training, on.
+
+    `card` is the least and the most attributes of a card, None for all of them in most cards; effects on traits are
+    multiplied by `gain` and the persona's noise by `noise`; a question is about a construct on which the card takes a stance of at least
+    `least_stance`, where eight tries find one; `weights` are those of the kinds of question.
+    """
+
+    start: float
+    card: tuple[int, int] | None
+    gain: float
+    noise: float
+    least_stance: float
+    weights: Mapping[str, float]
+
+
+_FORWARD = {"statements": 3.0, "open": 4.0, "yesno": 2.0}
+_ALL = {
+    **_FORWARD,
+    "open": 3.0,
+    "reversed": 2.5,
+    "yesno_reversed": 1.2,
+    "satisfaction": 0.8,
+    "importance": 0.8,
+    "frequency": 0.8,
+}
+# One attribute that matters much, then more of them that matter as they do: without these steps a model of this size does not
+# begin to read the card.
+PHASES = (
+    Phase(0.0, (1, 1), 3.0, 0.0, 0.6, _FORWARD),
+    Phase(0.10, (1, 2), 2.0, 0.0, 0.4, _ALL),
+    Phase(0.20, (1, 4), 1.5, 0.3, 0.2, _ALL),
+    Phase(0.35, (2, 9), 1.2, 0.6, 0.0, _ALL),
+    Phase(0.50, None, 1.0, 1.0, 0.0, _ALL),
+)
+
+
+def phase_at(progress: float) -> Phase:
+    """Return the phase at a share of the training in [0, 1]."""
+    return next(phase for phase in reversed(PHASES) if phase.start <= progress)
+
+
 def interviews(seed: int, start: int, count: int, progress: float, num_turns: int) -> Iterator[Interview]:
-    """Yield `count` interviews, each a function of (seed, its number, progress).
+    """Yield `count` interviews, each a function of (seed, its number, the phase at `progress`).
 
     Args:
         seed: of the corpus.
         start: number of the first interview.
         count: how many.
-        progress: share of the training done, in [0, 1]; cards grow with it.
+        progress: share of the training done, in [0, 1].
         num_turns: questions per respondent.
     """
+    phase = phase_at(progress)
     for number in range(start, start + count):
         rng = random.Random(f"{seed}/{number}")
-        persona = _respondent(rng, progress, f"corpus-{seed}-{number}")
-        traits = latent_traits(persona, seed)
-        yield Interview(persona, tuple(_turn(persona, traits, rng, progress) for _ in range(num_turns)))
+        persona = _respondent(rng, phase, f"corpus-{seed}-{number}")
+        card, latent = card_traits(persona), latent_traits(persona, seed)
+        traits = {trait: phase.gain * (card[trait] + phase.noise * (latent[trait] - card[trait])) for trait in TRAITS}
+        yield Interview(persona, tuple(_turn(persona, traits, rng, phase) for _ in range(num_turns)))
 
 
 def corpus_questions() -> Iterator[str]:
@@ -133,7 +186,7 @@ def load_wordings() -> dict[str, dict[str, list[str]]]:
     return content
 
 
-def _respondent(rng: random.Random, progress: float, persona_id: str) -> Persona:
+def _respondent(rng: random.Random, phase: Phase, persona_id: str) -> Persona:
     attributes: dict[str, AttributeValue] = {"age": rng.randint(18, 89)}
     attributes.update({name: rng.choice(values) for name, values in ATTRIBUTES.items()})
     attributes["values"] = tuple(rng.sample(VALUES, 2))
@@ -144,32 +197,28 @@ def _respondent(rng: random.Random, progress: float, persona_id: str) -> Persona
         attributes["wealth"] = attributes.pop("income")
     names = list(attributes)
     rng.shuffle(names)
-    attributes = {name: attributes[name] for name in names[: _card_size(rng, progress, len(names))]}
-    if rng.random() < 0.2 * progress:
+    attributes = {name: attributes[name] for name in names[: _card_size(rng, phase, len(names))]}
+    if phase.card is None and rng.random() < 0.2:
         name = rng.choice(list(DISTRACTORS))
         attributes[name] = rng.choice(DISTRACTORS[name])
     return Persona(persona_id, attributes)
 
 
-def _card_size(rng: random.Random, progress: float, full: int) -> int:
-    if progress < 0.15:
-        return rng.choice((1, 2))
-    if progress < 0.35:
-        return rng.choice((1, 2, 3, 4, 5))
-    if progress < 0.55:
-        return rng.randint(2, full)
+def _card_size(rng: random.Random, phase: Phase, full: int) -> int:
+    if phase.card is not None:
+        return rng.randint(*phase.card)
     return full if rng.random() < 0.6 else rng.randint(6, full)
 
 
-def _turn(persona: Persona, traits: Mapping[str, float], rng: random.Random, progress: float) -> Turn:
+def _turn(persona: Persona, traits: Mapping[str, float], rng: random.Random, phase: Phase) -> Turn:
     construct = rng.choice(list(CONSTRUCTS.values()))
+    for _ in range(8):
+        if abs(stance_on(traits, construct.name)) >= phase.least_stance:
+            break
+        construct = rng.choice(list(CONSTRUCTS.values()))
     wordings = load_wordings()[construct.name]
-    kinds = [kind for kind in _KINDS if wordings.get(kind)]
-    weights = [
-        {"statements": 3.0, "reversed": 3.0, "open": 3.0, "yesno": 1.5, "yesno_reversed": 1.0}.get(k, 0.8)
-        for k in kinds
-    ]
-    kind = rng.choices(kinds, weights)[0]
+    kinds = [kind for kind in phase.weights if wordings.get(kind)]
+    kind = rng.choices(kinds, [phase.weights[kind] for kind in kinds])[0]
     response_type, is_reversed = _KINDS[kind]
     item = Item(
         item_id="",
@@ -180,7 +229,7 @@ def _turn(persona: Persona, traits: Mapping[str, float], rng: random.Random, pro
         reverse=is_reversed,
         construct=construct.name,
     )
-    return Turn(item, _answer(persona, traits, item, rng, progress))
+    return Turn(item, _answer(persona, traits, item, rng, phase))
 
 
 def _options(kind: str, rng: random.Random) -> tuple[str, ...]:
@@ -191,10 +240,10 @@ def _options(kind: str, rng: random.Random) -> tuple[str, ...]:
     return tuple(rng.choice(LIKERT_SETS["statements" if kind == "reversed" else kind]))
 
 
-def _answer(persona: Persona, traits: Mapping[str, float], item: Item, rng: random.Random, progress: float) -> str:
+def _answer(persona: Persona, traits: Mapping[str, float], item: Item, rng: random.Random, phase: Phase) -> str:
     stance = stance_on(traits, item.construct)
     trait, sign = telling_trait(traits, item.construct, stance, rng)
-    is_wordy = rng.random() < (0.2 if progress < 0.35 else 0.4)
+    is_wordy = rng.random() < (0.4 if phase.card is None else 0.15)
     body: list[str] = []
     if is_wordy:
         body += grammar.reason_sentences(trait, sign, rng.choice((1, 1, 2)), rng)

@@ -57,7 +57,7 @@ def encode_examples(tokenizer: ChatTokenizer, examples: Sequence[Example], max_l
         room = max_length - len(answer)
         if room < min(MIN_PROMPT_TOKENS, len(prompt)):
             raise DatasetError(
-                f"The answer of example {example.id!r} has {len(answer)} tokens; {max_length} are allowed with its prompt.",
+                f"The answer of example {example.id!r} has {len(answer)} of the {max_length} tokens a row may have.",
                 "Raise finetune.max_length, or remove the row.",
             )
         if len(prompt) > room:

@@ -22,35 +22,18 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from polypersona.errors import ModelError, RunFailedError
+from polypersona.models.allocator import keep_freed_memory
 from polypersona.models.loading import Dtype, load_base_model, load_tokenizer
 from polypersona.models.lora import attach_lora, lora_targets
-from polypersona.models.quantization import Quantization
-from polypersona.recipe import FinetuneSettings
 from polypersona.records import Example, seed_from
-from polypersona.training.encoding import EncodedRow, EncodedRows, collate, encode_examples
+from polypersona.training.encoding import EncodedRow, collate, encode_examples
+from polypersona.training.job import Outcome, TrainingJob
 from polypersona.training.sampling import num_steps, share_batch, steps_per_epoch, training_order
 
 CHECKPOINTS_PER_EPOCH = 4
 MIN_STEPS_BETWEEN_CHECKPOINTS = 10
 MAX_LOG_POINTS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """What is trained. Everything but `threads` decides the adapter.
-
-    `model` is what `load_model` takes; `base_name` is what the adapter records as its base.
-    """
-
-    model: str
-    base_name: str
-    settings: FinetuneSettings
-    seed: int
-    dtype: Dtype = "fp32"
-    quantization: Quantization = "none"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    threads: int = 1
+_LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +48,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """What the loop tells others. `on_step` gets (steps done, the last loss or None); `on_checkpoint` gets the metrics
-    and the folder, None on all ranks but the first. Every rank calls `on_checkpoint` the same number of times."""
+    """What the loop tells others.
+
+    `on_step` gets the number of steps done. `on_checkpoint` gets the metrics and the folder, None on all ranks but the
+    first; every rank calls it the same number of times.
+    """
 
     on_step: Callable[[int], None] = lambda step: None
     on_checkpoint: Callable[[dict[str, Any], Path | None], None] = lambda metrics, folder: None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a training, besides the last checkpoint. `log` has one entry per logged step."""
-
-    log: tuple[dict[str, float], ...]
-    steps: int
-    first_step: int
-    seconds: float
-    tokens: int
-    answer_tokens: int
-    num_shortened: int
-    batch_size: int
-    accumulation: int
-    num_trainable: int
-    targets: tuple[str, ...]
-    targets_inferred: bool
 
 
 def train(
@@ -106,6 +74,8 @@ def train(
         RunFailedError: the loss is not finite.
     """
     torch.set_num_threads(job.threads)
+    if place.device == "cpu":
+        keep_freed_memory()
     settings = job.settings
     tokenizer = load_tokenizer(job.model, revision=job.revision, trust_remote_code=job.trust_remote_code)
     encoded = encode_examples(tokenizer, examples, settings.max_length)
@@ -139,6 +109,7 @@ def train(
         num_shortened=encoded.num_shortened,
         batch_size=micro,
         accumulation=accumulation,
+        world_size=place.world_size,
         num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         targets=targets.names,
         targets_inferred=targets.is_inferred,
@@ -186,8 +157,9 @@ class _OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers ships no t
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this rank, in order; the library deals out whole micro-batches in turn."""
-        loader = DataLoader(
-            [self.rows[index] for index in self.order],  # type: ignore[arg-type]
+        rows: Any = [self.rows[index] for index in self.order]
+        loader: Any = DataLoader(
+            rows,
             batch_size=self.args.per_device_train_batch_size,
             shuffle=False,
             collate_fn=self._collate,
@@ -199,7 +171,7 @@ class _OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers ships no t
 
 
 class _Watcher(TrainerCallback):  # type: ignore[misc]
-    """Seeds each step, validates at each epoch's end, saves and reports checkpoints, stops at a loss that is no number."""
+    """Seeds each step, validates at each epoch's end, asks for checkpoints, stops when the loss is no number."""
 
     def __init__(
         self,
@@ -233,7 +205,9 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         is_last = step >= state.max_steps
         is_epoch_end = step % self._epoch_steps == 0
         if self._held_out and (is_last or is_epoch_end):
+            was_due = control.should_log  # logging one thing counts as having logged the step
             self._trainer.log({"eval_loss": self._validate()})
+            control.should_log = was_due
         control.should_save = is_last or is_epoch_end or step % self._save_steps == 0
         self._listeners.on_step(step)
 
@@ -249,7 +223,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Hand the checkpoint over; every rank comes here, only the first has a folder to give."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        metrics = {"step": int(state.global_step), "steps": int(state.max_steps)}
+        metrics: dict[str, Any] = {"step": int(state.global_step), "steps": int(state.max_steps)}
         for entry in state.log_history[-3:]:
             metrics.update({name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry})
         self._listeners.on_checkpoint(metrics, folder if self._place.rank == 0 else None)
@@ -288,7 +262,6 @@ def _build_model(job: TrainingJob, device: str) -> tuple[Any, Any]:
         rank=job.settings.rank,
         alpha=job.settings.alpha,
         dropout=job.settings.dropout,
-        base_name=job.base_name,
         names=targets.names,
         is_checkpointed=job.quantization != "none" and device != "cpu",
     )
@@ -338,13 +311,8 @@ def _merged_log(history: Sequence[dict[str, Any]], epoch_steps: int) -> tuple[di
     """Return one entry per step with step, epoch and what was logged of it; later entries win."""
     entries: dict[int, dict[str, float]] = {}
     for logged in history:
-        kept = {
-            name: float(logged[name]) for name in ("loss", "eval_loss", "learning_rate", "grad_norm") if name in logged
-        }
+        kept: dict[str, float] = {name: float(logged[name]) for name in _LOGGED if name in logged}
         if kept:
             step = int(logged["step"])
             entries.setdefault(step, {"step": step, "epoch": step / epoch_steps}).update(kept)
     return tuple(entries[step] for step in sorted(entries))
-
-
-__all__ = ["EncodedRows", "Listeners", "Outcome", "Place", "TrainingJob", "answer_loss", "train"]

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Start or stop a Ray cluster on this machine, with its dashboard and job server on the loopback address.
+#   cluster/local.sh start [CPUS]    then: ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py RECIPE
+#   cluster/local.sh stop
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ray=$here/.venv/bin/ray
+[ -x "$ray" ] || ray=$(command -v ray) || { echo "Ray is not installed: run make setup first." >&2; exit 2; }
+
+case "${1:-}" in
+  start)
+    OMP_NUM_THREADS=1 "$ray" start --head --num-cpus "${2:-$(nproc)}" --dashboard-host 127.0.0.1 --dashboard-port 8265 --disable-usage-stats
+    ;;
+  stop)
+    "$ray" stop
+    ;;
+  *)
+    echo "usage: cluster/local.sh start [CPUS] | stop" >&2
+    exit 2
+    ;;
+esac

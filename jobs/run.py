@@ -1,0 +1,18 @@
+"""The whole run, or some of its stages, as a Ray job; the job is the command line.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py jobs/smoke.yaml --from generate
+
+The driver needs one CPU and about 1 GB; what the stages need is in `polypersona plan RECIPE`. Submit the same line again after a
+failure: what is committed stays, only what is missing is computed. Exit code 3 means finished with too many
+quarantined cells; do not retry that.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from polypersona.cli.main import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["run"]
+    main()

@@ -1,0 +1,122 @@
+"""The adapter folder of a run: what its adapter follows from, whether it is there, how it gets there whole.
+
+training.json is written last, so its existence says that the rest is whole. Knows the run directory, no Ray, no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from polypersona.chatml import RENDERER_VERSION
+from polypersona.errors import DatasetError, RecipeChangedError
+from polypersona.examples import load_examples
+from polypersona.fingerprint import diff
+from polypersona.models.adapters import CONFIG, TRAINING, WEIGHTS
+from polypersona.models.location import files_hash, model_hash, read_config
+from polypersona.recipe import Recipe, finetune_settings
+from polypersona.records import Example, digest
+from polypersona.storage import RunDirectory
+from polypersona.training.artifacts import build_events, render_card
+from polypersona.training.job import TRAINING_VERSION
+
+FOLDER = "adapter"
+CHECKPOINTS = "train"
+
+
+def training_content(recipe: Recipe, run_directory: RunDirectory) -> dict[str, Any]:
+    """Return everything the adapter follows from, flat, but its precision, which may depend on the hardware.
+
+    Raises:
+        ModelError: the base model cannot be found.
+        StorageError: the dataset stage has not run.
+    """
+    settings = finetune_settings(recipe.finetune).model_dump(mode="json")
+    return {
+        "model.base": recipe.model.base,
+        "base": model_hash(recipe.model.base, recipe.model.revision),
+        "seed": recipe.seed,
+        **{f"finetune.{name}": value for name, value in settings.items()},
+        **{f"dataset.{split}": value for split, value in _data_hashes(run_directory).items()},
+        "renderer_version": RENDERER_VERSION,
+        "training_version": TRAINING_VERSION,
+    }
+
+
+def _data_hashes(run_directory: RunDirectory) -> dict[str, str]:
+    return {
+        split: digest(run_directory.read(f"dataset/{split}.jsonl").decode(), size=16)
+        for split in ("train", "validation")
+    }
+
+
+def load_validation(run_directory: RunDirectory) -> list[Example]:
+    """Return the validation rows; a recipe may give that split no share."""
+    with contextlib.suppress(DatasetError):
+        return load_examples(run_directory, "validation")
+    return []
+
+
+def finished_training(run_directory: RunDirectory, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return training.json of an adapter of this content; None where there is no whole adapter.
+
+    Raises:
+        RecipeChangedError: the adapter there has other content.
+    """
+    if not all(run_directory.exists(f"{FOLDER}/{name}") for name in (TRAINING, WEIGHTS, CONFIG)):
+        return None
+    training: dict[str, Any] = run_directory.read_json(f"{FOLDER}/{TRAINING}")
+    if changes := diff(training["content"], content):
+        raise RecipeChangedError(
+            f"{run_directory.path(FOLDER)} was trained on other content: {'; '.join(changes)}.",
+            "Give the recipe another name, undo the change, or delete that folder to train anew.",
+        )
+    return training
+
+
+def commit_adapter(run_directory: RunDirectory, checkpoint: Path, training: dict[str, Any]) -> dict[str, Any]:
+    """Write adapter/ from the last checkpoint; training.json last, because its existence says the rest is whole."""
+    files = {CONFIG: _portable_config(checkpoint, training["base"]), WEIGHTS: (checkpoint / WEIGHTS).read_bytes()}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in files]
+        for path in paths:
+            path.write_bytes(files[path.name])
+        training = {**training, "adapter_hash": files_hash(paths)}
+    for name, data in build_events(training["log"]).items():
+        run_directory.write(f"{FOLDER}/tensorboard/{name}", data)
+    run_directory.write(f"{FOLDER}/README.md", render_card(training))
+    for name, data in files.items():
+        run_directory.write(f"{FOLDER}/{name}", data)
+    run_directory.write_json(f"{FOLDER}/{TRAINING}", training)
+    return training
+
+
+def _portable_config(checkpoint: Path, base: Mapping[str, Any]) -> bytes:
+    """Return adapter_config.json with the base as the recipe names it, and the same bytes for the same adapter."""
+    config = read_config(checkpoint / CONFIG)
+    config.update(base_model_name_or_path=base["name"], revision=base["revision"])
+    config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in no order
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def drop_checkpoints(run_directory: RunDirectory) -> None:
+    """Delete Ray Train's folder; the adapter is committed and nothing resumes from it."""
+    filesystem, root = run_directory.filesystem()
+    with contextlib.suppress(FileNotFoundError):
+        if filesystem.get_file_info(f"{root}/{CHECKPOINTS}").type == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{root}/{CHECKPOINTS}")
+
+
+def summarise_training(training: Mapping[str, Any], *, is_skipped: bool) -> dict[str, Any]:
+    """Return what the stage says of itself: a few values of training.json."""
+    names = (
+        "fingerprint", "steps", "num_examples", "num_shortened", "tokens", "loss", "eval_loss", "seconds",
+        "world_size", "dtype", "quantization", "adapter_hash",
+    )  # fmt: skip
+    return {"skipped": is_skipped, **{name: training[name] for name in names}}

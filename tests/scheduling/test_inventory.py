@@ -1,0 +1,57 @@
+"""pytest tests/scheduling/test_inventory.py"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from polypersona.errors import PolypersonaError
+from polypersona.scheduling.inventory import load_inventory, local_inventory, read_inventory, start_ray
+
+
+def test_this_machine_has_a_cpu_and_memory():
+    [node] = local_inventory().nodes
+    assert node.cpus >= 1
+    assert node.memory_bytes > 1 << 28
+
+
+def test_an_inventory_file_describes_nodes(tmp_path):
+    path = tmp_path / "cluster.json"
+    gpu = {"name": "T4", "memory_bytes": 1 << 34, "capability": 7.5}
+    path.write_text(json.dumps({"nodes": [{"cpus": 8, "memory_bytes": 1 << 35, "gpus": [gpu]}]}))
+    inventory = load_inventory(path)
+    assert inventory.cpus == 8
+    assert inventory.gpus[0].name == "T4"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nodes": []}', '{"nodes": [{"cpus": "many"}]}'])
+def test_a_file_that_is_no_inventory_is_named(tmp_path, text):
+    path = tmp_path / "cluster.json"
+    path.write_text(text)
+    with pytest.raises(PolypersonaError, match=r"cluster\.json"):
+        load_inventory(path)
+
+
+@pytest.mark.ray
+def test_a_ray_that_was_joined_is_used_as_it_is(local_ray):
+    inventory = start_ray({"CPU": 1})
+    assert inventory.cpus == 1
+    assert "Ray cluster of 1 node" in inventory.source
+    assert read_inventory({}).cpus == 2
+
+
+@pytest.mark.ray
+def test_a_local_ray_starts_quietly_within_its_limits():
+    code = (
+        "from polypersona.scheduling.inventory import start_ray; inventory = start_ray({'CPU': 1}); import ray, os;"
+        "threads = ray.get(ray.remote(num_cpus=1)(lambda: os.environ['OMP_NUM_THREADS']).remote());"
+        "print(inventory.cpus, ray.cluster_resources()['CPU'], threads)"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    assert done.stdout.split() == ["1.0", "1.0", "1"]
+    assert done.stderr == ""

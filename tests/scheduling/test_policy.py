@@ -1,0 +1,104 @@
+"""pytest tests/scheduling/test_policy.py"""
+
+import json
+from itertools import product
+
+import pytest
+
+from polypersona.errors import InfeasiblePlanError
+from polypersona.recipe import build_recipe, finetune_settings
+from polypersona.scheduling.policy import GIB, Gpu, Inventory, Node, build_plan, limit_inventory
+
+T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
+LAPTOP = Inventory((Node(2, 8 * GIB, has_cpu_bf16=True),))
+OLD = Inventory((Node(2, 8 * GIB),))
+MIXED = Inventory((Node(8, 64 * GIB, (A100, A100)), Node(4, 16 * GIB, (T4,))))
+
+
+def recipe(**sections):
+    return build_recipe({"name": "x", "panel": {"size": 8}, **sections})
+
+
+@pytest.mark.parametrize(
+    ("inventory", "dtype"),
+    [(LAPTOP, "bf16"), (OLD, "fp32"), (MIXED, "fp32"), (Inventory((Node(8, 64 * GIB, (A100,)),)), "bf16")],
+)
+def test_precision_is_bf16_only_where_every_device_computes_in_it(inventory, dtype):
+    decision = build_plan(recipe(), inventory).generate.dtype
+    assert decision.value == dtype
+    assert decision.reason
+
+
+def test_what_the_recipe_says_is_not_decided_again():
+    plan = build_plan(
+        recipe(model={"dtype": "fp32", "quantization": "int8"}, generate={"slots": 5, "actors": 3}), LAPTOP
+    ).generate
+    assert (plan.dtype.value, plan.quantization.value, plan.slots.value, plan.actors.value) == ("fp32", "int8", 5, 3)
+    assert "recipe" in plan.dtype.reason
+
+
+def test_engines_without_weights_need_no_precision():
+    plan = build_plan(recipe(generate={"engine": "fake"}), MIXED).generate
+    assert (plan.dtype.value, plan.quantization.value, plan.gpus_per_actor) == ("fp32", "none", 0)
+
+
+@pytest.mark.parametrize(("num_shards", "actors"), [(None, 2), (1, 1), (2, 2), (50, 2)])
+def test_there_are_never_more_actors_than_shards(num_shards, actors):
+    assert build_plan(recipe(), LAPTOP, num_shards).generate.actors.value == actors
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 64])
+def test_actors_leave_room_for_other_tasks(cpus):
+    plan = build_plan(recipe(), Inventory((Node(cpus, 512 * GIB),)), 1000).generate
+    reserved = plan.actors.value * plan.cpus_per_actor
+    assert 0 < reserved <= max(cpus - 1, cpus / 2)
+
+
+def test_every_gpu_gets_an_actor():
+    plan = build_plan(recipe(), MIXED, 1000).generate
+    assert (plan.actors.value, plan.gpus_per_actor) == (3, 1)
+
+
+def test_memory_limits_the_actors():
+    plan = build_plan(recipe(), Inventory((Node(16, 16 * GIB),)), 1000, weight_bytes=3 * GIB).generate
+    assert plan.actors.value == 3
+    assert "memory" in plan.actors.reason
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_shortest_resource():
+    with pytest.raises(InfeasiblePlanError, match="memory is short"):
+        build_plan(recipe(), Inventory((Node(16, 4 * GIB),)), 1000, weight_bytes=30 * GIB)
+    with pytest.raises(InfeasiblePlanError, match=r"smallest GPU has 16\.0 GiB"):
+        build_plan(recipe(), MIXED, 1000, weight_bytes=140 * GIB)
+
+
+def test_weights_are_quantised_only_where_a_gpu_is_too_small():
+    small, large = Inventory((Node(8, 64 * GIB, (T4,)),)), Inventory((Node(8, 64 * GIB, (A100,)),))
+    assert build_plan(recipe(), small, 10, weight_bytes=14 * GIB).generate.quantization.value == "nf4"
+    assert build_plan(recipe(), large, 10, weight_bytes=14 * GIB).generate.quantization.value == "none"
+
+
+def test_the_global_batch_is_the_recipes_for_any_workers():
+    grid = product((1, 2, 3, 4, 7, 8, 64), ("auto", 1, 3, 5, 16), ("paper", "tiny"))
+    for gpus, workers, preset in grid:
+        asked = recipe(finetune={"workers": workers, "preset": preset})
+        inventory = Inventory((Node(64, 512 * GIB, (A100,) * gpus),))
+        train = build_plan(asked, inventory).train
+        expected = finetune_settings(asked.finetune).global_batch
+        assert train.workers.value * train.batch_size * train.accumulation == expected
+        assert train.workers.value * train.gpus_per_worker <= gpus
+
+
+def test_limits_cut_the_inventory_node_by_node():
+    limited = limit_inventory(MIXED, {"CPU": 10, "GPU": 1})
+    assert [node.cpus for node in limited.nodes] == [8, 2]
+    assert limited.gpus == (A100,)
+
+
+def test_no_cpu_is_refused():
+    with pytest.raises(InfeasiblePlanError, match="no CPU"):
+        build_plan(recipe(), limit_inventory(LAPTOP, {"CPU": 0}))
+
+
+def test_a_plan_is_json():
+    assert json.loads(json.dumps(build_plan(recipe(), MIXED).as_json()))["train"]["workers"]["reason"]

@@ -1,0 +1,104 @@
+"""Run: pytest tests/test_evaluate.py. Real local Ray, shards written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from scored_runs import people_and_items, row, rows_of, scored_recipe, taught, write_shards
+
+from polypersona import evaluate
+from polypersona.engines.base import Answer
+from polypersona.errors import RecipeError, StorageError
+from polypersona.examples import build_example, render_examples
+from polypersona.records import Assignment
+from polypersona.storage import RunDirectory, load_run
+
+FILES = ("scores.json", "overall.parquet", "by_domain.parquet", "by_response_type.parquet", "by_item.parquet")
+
+
+def test_dataset_references_do_not_go_with_a_panel(tmp_path):
+    recipe = scored_recipe(tmp_path, reference="dataset")
+    write_shards(recipe, rows_of(recipe, taught(1)), 1)
+    with pytest.raises(RecipeError, match=r"evaluate\.reference.*panel"):
+        evaluate.run(recipe)
+
+
+def test_without_responses_the_stage_says_what_to_run_first(tmp_path):
+    with pytest.raises(StorageError, match="Run generate first"):
+        evaluate.run(scored_recipe(tmp_path))
+
+
+@pytest.mark.ray
+def test_one_shard_and_many_give_the_same_bytes_and_a_second_run_does_nothing(local_ray, tmp_path):
+    written = []
+    for name, num_shards in (("one", 1), ("many", 13)):
+        recipe = scored_recipe(tmp_path, name)
+        rows = rows_of(recipe, taught(recipe.seed + 1))
+        people, items = people_and_items(recipe)
+        directory = write_shards(recipe, rows[:-3], num_shards)
+        failed = [row(people[0], items[0], disposition="error", error="out of memory") for _ in range(3)]
+        write_shards(recipe, failed, 1, "quarantine")
+        first = evaluate.run(recipe)
+        written.append({file: directory.read(f"scores/{file}") for file in FILES})
+        assert first["skipped"] is False
+        assert evaluate.run(recipe) == {**first, "skipped": True}
+        assert load_run(directory)["stages"]["evaluate"]["conditioning"] == first["conditioning"]
+    assert written[0] == written[1]
+    scores = json.loads(written[0]["scores.json"])
+    assert scores["synthetic"] is True
+    assert scores["reference"] == "teacher"
+    assert "simulator" in scores["caption"]
+    assert "BERTScore is not in the table" in scores["caption"]
+    assert scores["dispositions"] == {"complete": 60 * 8 - 3, "error": 3}
+    assert scores["conditioning"]["ignores_cards"] is False
+    assert {row["group"] for row in scores["by_domain"]} == {"finance", "technology"}
+    table = pq.read_table(tmp_path / "one" / "scores" / "by_item.parquet")
+    assert table.to_pylist() == scores["by_item"]
+    assert table.schema.metadata[b"synthetic"] == b"true"
+
+
+@pytest.mark.ray
+def test_other_settings_and_other_responses_are_scored_again(local_ray, tmp_path):
+    recipe = scored_recipe(tmp_path)
+    rows = rows_of(recipe, taught(recipe.seed))
+    write_shards(recipe, rows[:200], 2)
+    evaluate.run(recipe)
+    chosen = scored_recipe(tmp_path, metrics=["rouge1", "distinct1"], reference="none")
+    assert set(evaluate.run(chosen)["scores"]) == {"distinct1"}
+    write_shards(recipe, rows, 2)
+    assert evaluate.run(chosen)["num_rows"] == len(rows)
+
+
+@pytest.mark.ray
+def test_on_test_responses_meet_the_datasets_answers(local_ray, tmp_path):
+    recipe = scored_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"on": "test"})})
+    people, items = people_and_items(recipe)
+    examples, rows = [], []
+    for person in people[:10]:
+        for item, given in zip(items, taught(recipe.seed)(person, items), strict=True):
+            answer = Answer(Assignment(person.persona_id, item.item_id).assignment_id, **given)
+            examples.append(build_example(person, item, answer, "labels"))
+            rows.append(row(person, item, **given))
+    directory = RunDirectory.at(recipe.location)
+    directory.write("dataset/test.jsonl", render_examples(examples))
+    write_shards(recipe, rows, 3)
+    summary = evaluate.run(recipe)
+    assert summary["reference"] == "dataset"
+    assert summary["scores"]["exact_agreement"] == 1
+    assert summary["scores"]["bleu"] == pytest.approx(1)
+    overall = {row["metric"]: row for row in directory.read_json("scores/scores.json")["overall"]}
+    assert overall["stance_agreement"]["floor"] < 1
+    assert overall["stance_agreement"]["ceiling_name"] == "retest"
+
+
+@pytest.mark.ray
+def test_a_response_of_another_recipe_is_named_across_the_process_border(local_ray, tmp_path):
+    recipe = scored_recipe(tmp_path)
+    rows = rows_of(recipe, taught(recipe.seed))
+    write_shards(recipe, [*rows[:5], rows[5] | {"item_id": "nowhere.open.01"}], 1)
+    with pytest.raises(StorageError, match=r"nowhere\.open\.01"):
+        evaluate.run(recipe)
+    assert not RunDirectory.at(recipe.location).exists("scores/scores.json")

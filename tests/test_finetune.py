@@ -1,0 +1,162 @@
+"""The finetune stage on a real local Ray: trained once, loads anywhere, refuses other content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_models import make_toy_model
+
+from polypersona.engines.base import Answer
+from polypersona.errors import InfeasiblePlanError, ModelError, RecipeChangedError, StorageError
+from polypersona.examples import build_example, render_examples
+from polypersona.models.loading import load_model
+from polypersona.recipe import Recipe, build_recipe
+from polypersona.records import Item, Persona
+from polypersona.storage import RunDirectory, load_run
+
+NUM_TRAIN, NUM_VALIDATION = 32, 6
+
+
+def write_dataset(run: RunDirectory) -> None:
+    item = Item("healthcare.likert.01", "healthcare", "How satisfied are you?", "likert", ("Disagree", "Satisfied"))
+    rows = []
+    for number in range(NUM_TRAIN + NUM_VALIDATION):
+        persona = Persona(f"p{number}", {"age": 20 + number, "gender": "female", "area": "city"})
+        label = item.options[number % 2]
+        answer = Answer("", f"{label}. I am {20 + number}." * (1 + number % 3), "complete", label=label)
+        rows.append(build_example(persona, item, answer, "labels"))
+    run.write("dataset/train.jsonl", render_examples(rows[:NUM_TRAIN]))
+    run.write("dataset/validation.jsonl", render_examples(rows[NUM_TRAIN:]))
+
+
+def make_recipe(out: Path, base: Path | str, **finetune: Any) -> Recipe:
+    settings = {"epochs": 2, "learning_rate": 5e-3, "rank": 4, "alpha": 8, "batch_size": 4, "accumulation": 2}
+    return build_recipe(
+        {
+            "name": "toy",
+            "out": str(out),
+            "panel": {"size": 10},
+            "model": {"base": str(base), "dtype": "fp32", "quantization": "none"},
+            "finetune": {**settings, "max_length": 256, "workers": 1, **finetune},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Recipe, dict[str, Any]]:
+    from polypersona import finetune
+
+    out = tmp_path_factory.mktemp("runs")
+    recipe = make_recipe(out, make_toy_model("llama", out / "base"))
+    write_dataset(RunDirectory.at(recipe.location))
+    return recipe, finetune.run(recipe)
+
+
+@pytest.mark.ray
+def test_a_training_writes_an_adapter_that_plain_peft_loads(trained: tuple[Recipe, dict[str, Any]]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    recipe, summary = trained
+    folder = Path(recipe.location) / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(recipe.model.base)
+    loaded = PeftModel.from_pretrained(base, folder)
+    assert summary["steps"] == 8
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == recipe.model.base
+    assert load_model(recipe.model.base, dtype="fp32", adapter=str(folder)).config.model_type == "llama"
+    assert any(parameter.abs().max() > 0 for name, parameter in loaded.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.ray
+def test_training_json_records_what_was_done(trained: tuple[Recipe, dict[str, Any]]) -> None:
+    recipe, _ = trained
+    folder = Path(recipe.location) / "adapter"
+    training = json.loads((folder / "training.json").read_text())
+    assert training["synthetic"] is True
+    assert (training["num_examples"], training["num_validation"], training["num_shortened"]) == (32, 6, 0)
+    assert [entry["step"] for entry in training["log"]] == list(range(1, 9))
+    assert [entry["epoch"] for entry in training["log"] if "eval_loss" in entry] == [1.0, 2.0]
+    assert training["loss"] < training["log"][0]["loss"]
+    assert "synthetic" in (folder / "README.md").read_text()
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert not (Path(recipe.location) / "train").exists()
+    assert load_run(RunDirectory.at(recipe.location))["stages"]["finetune"]["steps"] == 8
+
+
+@pytest.mark.ray
+def test_a_finished_run_is_not_trained_again(trained: tuple[Recipe, dict[str, Any]]) -> None:
+    from polypersona import finetune
+
+    recipe, summary = trained
+    weights = Path(recipe.location) / "adapter" / "adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = finetune.run(recipe)
+    assert again["skipped"] is True
+    assert again["adapter_hash"] == summary["adapter_hash"]
+    assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.ray
+def test_a_change_of_content_is_refused_and_a_change_of_speed_is_not(trained: tuple[Recipe, dict[str, Any]]) -> None:
+    from polypersona import finetune
+
+    recipe, _ = trained
+    out, base = Path(recipe.out), recipe.model.base
+    with pytest.raises(RecipeChangedError, match=r"finetune\.learning_rate: 0\.005 → 0\.001"):
+        finetune.run(make_recipe(out, base, learning_rate=1e-3))
+    assert finetune.run(make_recipe(out, base, workers=2, max_failures=0))["skipped"] is True
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_end_with_the_adapter_of_one(trained: tuple[Recipe, dict[str, Any]], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from polypersona import finetune
+
+    recipe, _ = trained
+    # No dropout: its draws are each worker's own.
+    alone = make_recipe(tmp_path / "one", recipe.model.base, dropout=0.0, epochs=1)
+    paired = make_recipe(tmp_path / "two", recipe.model.base, dropout=0.0, epochs=1, workers=2)
+    adapters = []
+    for one in (alone, paired):
+        write_dataset(RunDirectory.at(one.location))
+        assert finetune.run(one)["world_size"] == one.finetune.workers
+        adapters.append(load_file(Path(one.location) / "adapter" / "adapter_model.safetensors"))
+    assert max(float((adapters[0][name] - adapters[1][name]).abs().max()) for name in adapters[0]) <= 1e-5
+
+
+@pytest.mark.ray
+def test_workers_that_do_not_divide_the_global_batch_are_refused(
+    trained: tuple[Recipe, dict[str, Any]], tmp_path: Path
+) -> None:
+    from polypersona import finetune
+
+    recipe = make_recipe(tmp_path, trained[0].model.base, workers=3)
+    write_dataset(RunDirectory.at(recipe.location))
+    with pytest.raises(InfeasiblePlanError, match="3 workers do not divide the global batch of 8"):
+        finetune.run(recipe)
+
+
+def test_without_a_dataset_or_a_model_nothing_starts(tmp_path: Path) -> None:
+    from polypersona import finetune
+
+    base = make_toy_model("llama", tmp_path / "base")
+    with pytest.raises(StorageError, match=r"dataset/train\.jsonl"):
+        finetune.run(make_recipe(tmp_path, base))
+    recipe = make_recipe(tmp_path, tmp_path)
+    write_dataset(RunDirectory.at(recipe.location))
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        finetune.run(recipe)
+    assert not (tmp_path / "toy" / "adapter").exists()
+
+
+def test_a_recipe_that_brings_its_own_adapter_is_not_trained(tmp_path: Path) -> None:
+    from polypersona import finetune
+
+    recipe = make_recipe(tmp_path, "tiny")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": "none"})})
+    assert finetune.run(recipe)["skipped"] is True

@@ -1,0 +1,325 @@
+"""pytest tests/test_generate.py"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from polypersona import generate
+from polypersona.engines.base import Answer
+from polypersona.errors import (
+    EngineError,
+    ModelError,
+    RecipeChangedError,
+    RunFailedError,
+    StorageError,
+    TooManyQuarantinedError,
+)
+from polypersona.events import read_events
+from polypersona.examples import build_example, render_examples
+from polypersona.questionbank import load_bank
+from polypersona.recipe import build_recipe
+from polypersona.records import Persona
+from polypersona.storage import RunDirectory, load_run
+from polypersona.verify import verify
+
+CLOSED = ["healthcare.likert.01", "technology.likert.01", "technology.yesno.01"]
+ITEMS = [*CLOSED, "healthcare.open.01"]
+
+
+def write_panel(path, size, attributes=None):
+    """Write a panel of `size`; `attributes` are more of them, by the persona's place."""
+    rows = [{"id": f"p{place}", "age": 20 + place % 60, **(attributes or {}).get(place, {})} for place in range(size)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def recipe(folder, panel, name="run", items=ITEMS, size=None, **options):
+    settings = {"engine": "fake", "shard_personas": 4, "actors": 1, "max_quarantined": 1.0, **options}
+    return build_recipe(
+        {
+            "name": name,
+            "out": str(folder),
+            "panel": {"source": panel, "size": size},
+            "instrument": {"items": items},
+            "generate": settings,
+        }
+    )
+
+
+def hashes(folder, pattern="responses/*"):
+    files = [path for path in sorted(Path(folder).glob(pattern)) if path.is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rows(folder, columns=("assignment_id", "text", "code", "option_probs", "seed")):
+    tables = [pq.read_table(path, columns=list(columns)) for path in sorted(Path(folder).glob("responses/*.parquet"))]
+    return {row["assignment_id"]: row for table in tables for row in table.to_pylist()}
+
+
+@pytest.mark.ray
+def test_any_number_of_actors_writes_the_same_bytes_and_a_second_run_does_nothing(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 30)
+    one, two = (recipe(tmp_path, panel, name=f"with{actors}", actors=actors) for actors in (1, 2))
+    summary = generate.run(one)
+    generate.run(two)
+    files = hashes(tmp_path / "with1")
+    assert len(files) == 8
+    assert files == hashes(tmp_path / "with2")
+    assert (summary["planned"], summary["committed"], summary["answered"]) == (120, 120, 120)
+    assert len(rows(tmp_path / "with1")) == 120
+    before = hashes(tmp_path / "with1", "**/*")
+    again = generate.run(one)
+    assert (again["skipped"], again["answered"], again["committed"]) == (True, 0, 120)
+    assert hashes(tmp_path / "with1", "**/*") == before
+    assert verify(RunDirectory.at(tmp_path / "with1")).is_clean
+    stored = load_run(RunDirectory.at(tmp_path / "with1"))
+    assert stored["stages"]["generate"]["state"] == "finished"
+    assert stored["frozen"]["shard_personas"] == 4
+    assert stored["plan"]["generate"]["dtype"]["reason"]
+
+
+@pytest.mark.ray
+def test_a_change_of_content_is_refused_with_a_diff_and_one_of_speed_goes_on(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 8)
+    generate.run(recipe(tmp_path, panel))
+    before = hashes(tmp_path / "run", "**/*")
+    for change, line in (
+        ({"temperature": 0.5}, "generate.temperature: 0.8 → 0.5"),
+        ({"shard_personas": 8}, "generate.shard_personas: 4 → 8"),
+        ({"slots": 8}, None),  # the fake engine has none
+        ({"actors": 2, "max_attempts": 5}, None),
+    ):
+        if line is None:
+            assert generate.run(recipe(tmp_path, panel, **change))["skipped"]
+        else:
+            with pytest.raises(RecipeChangedError) as refused:
+                generate.run(recipe(tmp_path, panel, **change))
+            assert line in refused.value.message.splitlines()[1]
+    other = write_panel(tmp_path / "other.jsonl", 8, {3: {"occupation": "nurse"}})
+    with pytest.raises(RecipeChangedError, match=r"the first 8 personas: \w+ → \w+\n  panel.source: .*panel.jsonl → "):
+        generate.run(recipe(tmp_path, other))
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(Path(panel).read_bytes())
+    assert generate.run(recipe(tmp_path, str(moved)))["skipped"]
+    assert hashes(tmp_path / "run", "**/*") == before
+
+
+@pytest.mark.ray
+def test_an_extension_computes_what_is_missing_and_leaves_the_rest(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 12)
+    generate.run(recipe(tmp_path, panel, items=ITEMS[:2], size=8))
+    steps = [
+        (recipe(tmp_path, panel, items=ITEMS[:2], size=12), 4 * 2),
+        (recipe(tmp_path, panel, items=ITEMS[:2], size=12, draws=2), 12 * 2),
+        (recipe(tmp_path, panel, size=12, draws=2), 12 * 2 * 2),
+        (recipe(tmp_path, panel, size=12, draws=2, waves=2), 12 * 4 * 2),
+        (recipe(tmp_path, panel, size=10), 0),
+    ]
+    for grown, missing in steps:
+        before = hashes(tmp_path / "run")
+        assert generate.run(grown)["answered"] == missing
+        assert before.items() <= hashes(tmp_path / "run").items()
+        assert verify(RunDirectory.at(tmp_path / "run")).problems == ()
+    whole = recipe(tmp_path, panel, name="whole", size=12, draws=2, waves=2)
+    generate.run(whole)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.ray
+def test_another_shard_size_and_another_order_of_options(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 9)
+    for name, size, order in (("small", 2, "fixed"), ("large", 100, "fixed"), ("shuffled", 2, "random")):
+        generate.run(recipe(tmp_path, panel, name=name, shard_personas=size, order=order))
+    assert rows(tmp_path / "small") == rows(tmp_path / "large")
+    shown = [
+        row["options_as_shown"] for row in rows(tmp_path / "shuffled", ("assignment_id", "options_as_shown")).values()
+    ]
+    assert any(order != sorted(order) for order in shown if order)
+    assert sum(order is None for order in shown) == 9  # the open item
+    fixed = rows(tmp_path / "small", ("assignment_id", "options_as_shown")).values()
+    assert all(row["options_as_shown"] in (None, sorted(row["options_as_shown"] or [])) for row in fixed)
+
+
+@pytest.mark.ray
+def test_a_killed_actor_loses_no_committed_shard_and_changes_no_byte(local_ray, tmp_path):
+    crash = {"fake_failure": "crash", "fake_once": str(tmp_path / "crashed")}
+    panel = write_panel(tmp_path / "panel.jsonl", 24, {13: crash})
+    generate.run(recipe(tmp_path, panel, name="killed", actors=2))
+    assert (tmp_path / "crashed").exists()
+    generate.run(recipe(tmp_path, panel, name="calm"))
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "calm")
+    assert not list((tmp_path / "killed" / "attempts").iterdir())
+    commits = [
+        event["shard"]
+        for event in read_events(RunDirectory.at(tmp_path / "killed"), "actor-")
+        if event["event"] == "commit"
+    ]
+    assert sorted(commits) == list(range(6))
+
+
+@pytest.mark.ray
+def test_what_fails_is_quarantined_with_its_reason_and_the_rest_is_committed(local_ray, tmp_path):
+    failing = {0: "error", 1: "invalid", 2: "refusal", 5: "raise", 9: "crash"}
+    panel = write_panel(tmp_path / "panel.jsonl", 16, {at: {"fake_failure": what} for at, what in failing.items()})
+    asked = recipe(tmp_path, panel, max_attempts=2)
+    summary = generate.run(asked)
+    assert (summary["committed"], summary["quarantined"]) == (16 * 4 - 10 * 4, 10 * 4)
+    table = pq.read_table(tmp_path / "run" / "quarantine")
+    reasons = {(row["persona_id"], row["reason"], row["disposition"], row["attempts"]) for row in table.to_pylist()}
+    assert ("p0", "asked the fake engine for an error", "error", 2) in reasons
+    assert ("p1", "the answer is none of the options", "invalid", 1) in reasons
+    assert ("p4", "RuntimeError: persona 'p5' asked the fake engine to raise", "error", 2) in reasons
+    assert ("p8", "the process died while it answered the shard", "error", 2) in reasons
+    committed = rows(tmp_path / "run", ("assignment_id", "persona_id", "disposition")).values()
+    assert {row["disposition"] for row in committed} == {"complete", "refusal"}
+    assert verify(RunDirectory.at(tmp_path / "run")).problems == ()
+    assert generate.run(asked)["skipped"]
+    with pytest.raises(TooManyQuarantinedError, match=r"40 of 64 cells \(62.50 %\)") as excess:
+        generate.run(recipe(tmp_path, panel, max_quarantined=0.5))
+    assert excess.value.exit_code == 3
+
+
+@pytest.mark.ray
+def test_a_run_with_nothing_but_failures_fails_with_the_commonest_reason(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 4, {at: {"fake_failure": "error"} for at in range(4)})
+    with pytest.raises(RunFailedError, match=r"None of 16 cells .* asked the fake engine for an error") as failed:
+        generate.run(recipe(tmp_path, panel))
+    assert failed.value.exit_code == 1
+
+
+@pytest.mark.ray
+def test_a_users_mistake_inside_an_actor_comes_back_as_one_sentence(local_ray, tmp_path):
+    panel = write_panel(tmp_path / "panel.jsonl", 4, {2: {"fake_failure": "refusl"}})
+    with pytest.raises(EngineError, match="Did you mean 'refusal'"):
+        generate.run(recipe(tmp_path, panel))
+    assert not hashes(tmp_path / "run")
+
+
+@pytest.mark.ray
+def test_the_test_split_is_asked_its_own_cells(local_ray, tmp_path):
+    bank = {item.item_id: item for item in load_bank()}
+    cells = [("a", ITEMS[0]), ("a", ITEMS[3]), ("b", ITEMS[1]), ("c", ITEMS[0]), ("c", ITEMS[1])]
+    examples = [
+        build_example(Persona(persona, {"age": 40}), bank[item], Answer("", "Agree.", "complete"), "labels")
+        for persona, item in cells
+    ]
+    run = RunDirectory.at(tmp_path / "run")
+    run.write("dataset/test.jsonl", render_examples(examples))
+    asked = recipe(tmp_path, "unused", on="test", shard_personas=2, draws=2)
+    assert generate.run(asked)["answered"] == 10
+    found = rows(tmp_path / "run", ("assignment_id", "persona_id", "item_id", "draw")).values()
+    assert {(row["persona_id"], row["item_id"]) for row in found} == set(cells)
+    assert verify(run).problems == ()
+    run.write("dataset/test.jsonl", render_examples(examples[1:]))
+    with pytest.raises(RecipeChangedError, match="cells of the test split"):
+        generate.run(asked)
+
+
+def test_the_test_split_needs_the_dataset_stage(tmp_path):
+    with pytest.raises(StorageError, match="Run the stage that writes it first"):
+        generate.run(recipe(tmp_path, "unused", on="test"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("engine", "vllm"),
+        ("engine", "endpoint"),
+        ("context", "previous"),
+        ("calibration", "permute"),
+        ("max_hours", 1.5),
+    ],
+)
+def test_an_option_this_version_lacks_is_refused_by_name(tmp_path, option, value):
+    with pytest.raises(EngineError, match=f"generate.{option}: {value!r} is not part of this version"):
+        generate.run(recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 4), **{option: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_adapter_is_named_before_anything_starts(tmp_path):
+    if not (Path(generate.__file__).parent / "models" / "tiny" / "model.safetensors").exists():
+        pytest.skip("the embedded model is not built")
+    with pytest.raises(ModelError, match=r"There is no .*adapter. Run the finetune stage, or set model.adapter: none"):
+        generate.run(recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 4), engine="packed"))
+    assert not (tmp_path / "run").exists()
+
+
+RUN_ALONE = """
+import sys
+from polypersona import generate
+from polypersona.recipe import load_recipe
+generate.run(load_recipe(sys.argv[1]))
+"""
+
+
+def start_alone(recipe_path, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN_ALONE, str(recipe_path)],
+        env={**os.environ, "RAY_ADDRESS": "local", **environment},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.ray
+def test_a_killed_driver_loses_no_committed_shard_and_changes_no_byte(local_ray, tmp_path):
+    slow = {place: {"fake_delay_s": 0.3} for place in range(4, 16)}
+    asked = recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 16, slow), shard_personas=1, actors=2)
+    path = tmp_path / "recipe.json"
+    path.write_text(asked.model_dump_json())
+    process = start_alone(path)
+    deadline = time.monotonic() + 60
+    while len(hashes(tmp_path / "run")) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    time.sleep(2)  # the killed driver's actors end with it
+    before = hashes(tmp_path / "run")
+    assert 4 <= len(before) < 16
+    summary = generate.run(asked)
+    assert summary["answered"] == (16 - len(before)) * 4
+    assert before.items() <= hashes(tmp_path / "run").items()
+    generate.run(asked.model_copy(update={"name": "calm"}))
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "calm")
+    assert verify(RunDirectory.at(tmp_path / "run")).problems == ()
+
+
+@pytest.mark.ray
+def test_a_run_can_live_on_an_object_store(tmp_path, monkeypatch):
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        filesystem, _ = pafs.FileSystem.from_uri("s3://bucket/runs?allow_bucket_creation=true")
+        filesystem.create_dir("bucket")
+        asked = recipe("s3://bucket/runs", write_panel(tmp_path / "panel.jsonl", 8))
+        (tmp_path / "recipe.json").write_text(asked.model_dump_json())
+        process = start_alone(tmp_path / "recipe.json")
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+        process.stderr.close()
+        run = RunDirectory.at("s3://bucket/runs/run")
+        assert verify(run).problems == ()
+        assert len(run.names("responses")) == 2
+        assert {event["event"] for event in read_events(run, "actor-")} == {"start", "commit"}
+    finally:
+        server.stop()

@@ -1,0 +1,122 @@
+"""pytest tests/test_shardfile.py"""
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from polypersona.errors import StorageError
+from polypersona.records import Response
+from polypersona.shardfile import (
+    QUARANTINE_SCHEMA,
+    Footer,
+    build_quarantine_table,
+    build_table,
+    content_hash,
+    read_footer,
+    read_shard,
+    render_shard,
+)
+from polypersona.storage import RESPONSE_SCHEMA
+
+ROW = Response(
+    assignment_id="00112233445566aa",
+    persona_id="p1",
+    item_id="x.likert.01",
+    variant="",
+    domain="x",
+    response_type="likert",
+    wave=1,
+    draw=1,
+    weight=1.5,
+    text="Agree.",
+    rationale="",
+    code=4,
+    codes=None,
+    value=None,
+    label="Agree",
+    option_probs=(0.1, 0.9),
+    options_as_shown=(0, 1),
+    disposition="complete",
+    error="",
+    attempts=1,
+    prompt_tokens=10,
+    reused_prompt_tokens=5,
+    new_tokens=2,
+    adapter="run",
+    seed=2**62,
+    shard=3,
+)
+OPEN = replace(
+    ROW, assignment_id="ff", code=None, option_probs=None, options_as_shown=None, label="", text="Well, ünï."
+)
+FOOTER = Footer("ab", 3, 2, 2, 0)
+
+
+def test_the_same_rows_give_the_same_bytes():
+    assert render_shard(build_table([ROW, OPEN]), FOOTER) == render_shard(build_table([ROW, OPEN]), FOOTER)
+
+
+def test_rows_and_footer_come_back_as_they_were():
+    table, footer = read_shard(render_shard(build_table([ROW, OPEN]), FOOTER), "a file")
+    assert table.schema.equals(RESPONSE_SCHEMA)
+    assert table.num_rows == 2
+    assert table.column("text").to_pylist() == ["Agree.", "Well, ünï."]
+    assert table.column("option_probs").to_pylist()[1] is None
+    assert table.schema.metadata[b"synthetic"] == b"true"
+    assert replace(footer, content_hash="") == FOOTER
+    assert footer.content_hash == content_hash(table)
+
+
+def test_a_shard_without_rows_keeps_its_schema():
+    table, footer = read_shard(render_shard(build_table([]), Footer("ab", 3, 0, 0, 0)), "a file")
+    assert table.schema.equals(RESPONSE_SCHEMA)
+    assert table.num_rows == 0
+    assert footer.content_hash == content_hash(table)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"text": "Agree!"},
+        {"code": 5},
+        {"code": None},
+        {"option_probs": None},
+        {"option_probs": (0.1, 0.8)},
+        {"weight": 1.0},
+        {"seed": 1},
+        {"disposition": "refusal"},
+    ],
+)
+def test_the_content_hash_sees_every_column(changed):
+    assert content_hash(build_table([ROW])) != content_hash(build_table([replace(ROW, **changed)]))
+
+
+def test_the_content_hash_ignores_chunks_and_dictionaries():
+    whole = build_table([ROW, OPEN])
+    chunked = pa.concat_tables([build_table([ROW]), build_table([OPEN])])
+    plain = whole.set_column(1, "persona_id", whole.column("persona_id").cast(pa.string()))
+    assert content_hash(whole) == content_hash(chunked) == content_hash(plain)
+
+
+def test_the_content_hash_tells_where_one_text_ends():
+    first = [replace(ROW, text="ab"), replace(ROW, text="c")]
+    second = [replace(ROW, text="a"), replace(ROW, text="bc")]
+    assert content_hash(build_table(first)) != content_hash(build_table(second))
+
+
+def test_quarantined_rows_carry_their_reason():
+    table = build_quarantine_table([(replace(ROW, disposition="error", code=None), "boom")])
+    assert table.schema.equals(QUARANTINE_SCHEMA)
+    assert table.column("reason").to_pylist() == ["boom"]
+
+
+def test_a_damaged_file_is_named():
+    with pytest.raises(StorageError, match="a file is damaged"):
+        read_shard(b"PAR1 nonsense", "a file")
+
+
+def test_a_file_of_another_schema_version_is_refused():
+    schema = build_table([ROW]).schema.with_metadata({"schema_version": "9"})
+    with pytest.raises(StorageError, match="schema version 9"):
+        read_footer(schema, "a file")

@@ -1,0 +1,71 @@
+"""Sample order: complete, grouped by length, and the same for any number of workers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polypersona.training.sampling import epoch_order, num_steps, share_batch, training_order
+
+LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120)
+
+
+@given(LENGTHS, st.integers(1, 16), st.integers(0, 2**32))
+def test_an_epoch_holds_every_example_and_only_whole_batches(lengths: list[int], batch: int, seed: int) -> None:
+    order = epoch_order(lengths, batch, seed)
+    assert set(order) == set(range(len(lengths)))
+    assert len(order) == num_steps(len(lengths), batch, 1) * batch
+
+
+@given(LENGTHS, st.integers(1, 16), st.integers(0, 2**32))
+def test_the_first_batch_holds_the_longest_example(lengths: list[int], batch: int, seed: int) -> None:
+    order = epoch_order(lengths, batch, seed)
+    assert max(lengths[index] for index in order[:batch]) == max(lengths)
+
+
+@given(LENGTHS, st.integers(1, 8), st.integers(0, 99), st.floats(0.1, 4))
+def test_a_training_has_its_steps_and_repeats_with_its_seed(
+    lengths: list[int], batch: int, seed: int, epochs: float
+) -> None:
+    order = training_order(lengths, batch, seed, epochs)
+    assert len(order) == num_steps(len(lengths), batch, epochs) * batch
+    assert order == training_order(lengths, batch, seed, epochs)
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    lengths = [10 + 390 * (index % 2) for index in range(160)]
+    order = epoch_order(lengths, 8, seed=1)
+    batches = [[lengths[index] for index in order[at : at + 8]] for at in range(0, len(order), 8)]
+    padded = sum(len(batch) * max(batch) for batch in batches)
+    assert padded <= 1.05 * sum(lengths)
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    lengths = list(range(1, 65))
+    order = training_order(lengths, 8, 7, 2)
+    assert order[:64] != order[64:]
+    assert order != training_order(lengths, 8, 8, 2)
+
+
+# (global batch, batch size, workers) → (micro-batch, accumulation)
+SHARES = [
+    ((16, 4, 1), (4, 4)),
+    ((16, 4, 2), (4, 2)),
+    ((16, 16, 1), (16, 1)),
+    ((16, 16, 2), (8, 1)),
+    ((12, 8, 1), (6, 2)),
+    ((15, 4, 5), (3, 1)),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), SHARES)
+def test_the_global_batch_is_shared_exactly(asked: tuple[int, int, int], expected: tuple[int, int]) -> None:
+    assert share_batch(*asked) == expected
+    micro, accumulation = expected
+    assert micro * accumulation * asked[2] == asked[0]
+
+
+def test_workers_that_do_not_divide_the_global_batch_raise() -> None:
+    with pytest.raises(ValueError, match="3 workers do not divide"):
+        share_batch(16, 4, 3)
