@@ -83,8 +83,8 @@ def refuse_changes(
     Raises:
         RecipeChangedError: with one line `key: old → new` for each change.
     """
-    lines = diff(stored["fingerprint_parts"], parts)
-    lines += _item_changes(stored["items"], population)
+    lines = diff(stored["content"]["parts"], parts)
+    lines += _item_changes(stored["content"]["items"], population)
     panel_lines = _panel_changes(stored, population)
     if panel_lines:
         lines += panel_lines + diff(_panel_fields(stored["recipe"]), _panel_fields(recipe.model_dump(mode="json")))

@@ -89,13 +89,22 @@ def load_examples(run: RunDirectory, split: str) -> list[Example]:
     """Return the rows of one split of a run.
 
     Raises:
-        DatasetError: the split is empty.
+        DatasetError: the split is empty, or a line of it is no example.
         StorageError: the dataset stage has not run.
     """
-    rows = [json.loads(line) for line in run.read(f"dataset/{split}.jsonl").splitlines() if line.strip()]
+    name = f"dataset/{split}.jsonl"
+    rows = []
+    for number, line in enumerate(run.read(name).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows.append(Example(row["id"], tuple(row["messages"]), row["metadata"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{run.path(name)}, line {number}: this is no example.", "Delete the dataset folder and run again."
+            ) from error
     if not rows:
-        raise DatasetError(f"{run.path(f'dataset/{split}.jsonl')} is empty.", "Raise dataset.records or its share.")
-    return [Example(row["id"], tuple(row["messages"]), row["metadata"]) for row in rows]
+        raise DatasetError(f"{run.path(name)} is empty.", "Raise dataset.records or its share.")
+    return rows
 
 
 def encode_examples(

@@ -44,6 +44,8 @@ from polypersona.training.sampling import num_steps
 
 MAX_THREADS = 8
 POLL_S = 0.5
+# Waiting OpenMP threads sleep: where they spin, another busy process on the machine slows training tenfold.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 # What the checkpoints need not carry: a pickle nobody reads, the library's card, and random states, because every
 # step seeds itself.
 _NOT_KEPT = ("training_args.bin", "README.md", "rng_state*.pth")
@@ -203,6 +205,7 @@ def _fit(
             failure_config=FailureConfig(max_failures=recipe.finetune.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[_FailureLog(run_directory.location)],
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
     try:
@@ -283,17 +286,17 @@ def _named_failure(error: Exception, run_directory: RunDirectory) -> Polypersona
 
 
 class _Board:
-    """Where the first worker writes how far it is and the driver reads it."""
+    """Where the first worker writes how far it is and the driver reads it; None until training begins."""
 
     def __init__(self) -> None:
-        self._step = 0
+        self._step: int | None = None
 
     def put(self, step: int) -> None:
         """Note the number of steps done."""
         self._step = step
 
-    def get(self) -> int:
-        """Return the number of steps done."""
+    def get(self) -> int | None:
+        """Return the number of steps done, None before the first."""
         return self._step
 
 
@@ -314,29 +317,31 @@ class _FailureLog(ray.train.UserCallback):  # type: ignore[misc]  # ray is not t
 
 @contextlib.contextmanager
 def _shown(board: Any, steps: int) -> Iterator[None]:
-    """Show the board's steps as progress while the body runs; the first reading counts as done before."""
+    """Show the board's steps as progress while the body runs."""
     ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(board, steps, ended), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join(timeout=15)
 
-    def follow(progress: Progress) -> None:
-        shown = 0
-        while True:
+
+def _follow(board: Any, steps: int, ended: threading.Event) -> None:
+    """Advance a bar by the board until the end. It begins when training does: starting up says nothing of the pace."""
+    with contextlib.ExitStack() as stack:
+        progress: Progress | None = None
+        is_last = False
+        while not is_last:
             is_last = ended.wait(POLL_S)
             with contextlib.suppress(ray.exceptions.RayError):
                 step = ray.get(board.get.remote(), timeout=10)
-                if step > shown:
-                    progress.advance(step - shown)
-                    shown = step
-            if is_last:
-                return
-
-    with Progress("finetune", steps, "steps") as progress:
-        follower = threading.Thread(target=follow, args=(progress,), daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            follower.join(timeout=15)
+                if step is None:
+                    continue
+                if progress is None:
+                    progress = stack.enter_context(Progress("finetune", steps, "steps", done=step))
+                progress.advance(max(0, step - progress.pace.done))
 
 
 @contextlib.contextmanager

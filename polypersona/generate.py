@@ -2,7 +2,7 @@
 
 `ray.data.range(shards)` → a pool of actors, each holding an engine → one Parquet file a shard. A shard's file appears
 whole under its own name and is its commit, so a restart answers what is not there yet and nothing twice. The first
-start fixes the content in run.json: a recipe that would change it is refused, one that asks for more gets a
+commit fixes the content in run.json: a recipe that would change it is refused, one that asks for more gets a
 further layer of shards, one that changes speed goes on.
 """
 
@@ -24,7 +24,7 @@ import ray.data
 from polypersona.answering import Task
 from polypersona.content import content_parts, extend_ledger, fingerprint_of, refuse_changes
 from polypersona.engines.settings import Weights, build_settings, locate_weights, refuse_unsupported
-from polypersona.errors import PolypersonaError, RecipeChangedError, RunFailedError, TooManyQuarantinedError
+from polypersona.errors import RecipeChangedError, RunFailedError, TooManyQuarantinedError
 from polypersona.events import EventLog
 from polypersona.ledger import QUARANTINE, Ledger, committed_shards, ledger_from
 from polypersona.population import Population, item_hashes, load_population, panel_digests
@@ -84,7 +84,7 @@ class Start:
 def _start(
     recipe: Recipe, stored: dict[str, Any], directory: RunDirectory, population: Population, weights: Weights
 ) -> Start:
-    is_first = "ledger" not in stored
+    is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))
     frozen, plan = stored.get("frozen", {}), stored.get("plan", {})
     if is_first:
         decided = plan_generation(recipe, start_ray(recipe.cluster.limits), weight_bytes=weights.model_bytes)
@@ -93,17 +93,17 @@ def _start(
     if is_first:
         panel = panel_digests(population.personas, [len(population.personas)])[len(population.personas)]
         fingerprint = fingerprint_of(parts, item_hashes(population), panel)
-        ledger = Ledger(frozen["shard_personas"])
+        ledger, items = Ledger(frozen["shard_personas"]), {}
     else:
         refuse_changes(directory.path(), stored, parts, recipe, population)
         fingerprint, ledger = stored["fingerprint"], ledger_from(stored["ledger"])
+        items = stored["content"]["items"]
     ledger = extend_ledger(ledger, recipe, population)
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "fingerprint": fingerprint,
-        "fingerprint_parts": parts,
-        "items": item_hashes(population),
+        "content": {"parts": parts, "items": {**items, **item_hashes(population)}},
         "frozen": frozen,
         "plan": plan,
         "ledger": ledger.as_json(),
@@ -174,8 +174,7 @@ def _answer_pending(
     with Progress("generate", started.ledger.num_cells, "responses", done=done) as progress:
         for stats in _map_shards(job, plan):
             progress.advance(int(stats["rows"] + stats["quarantined"]))
-            log.write("shard", **stats)
-    log.write("end", session=session)
+    log.write("end", session=session, responses=progress.pace.done, seconds=round(progress.pace.elapsed_s, 3))
 
 
 def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:

@@ -1,44 +1,32 @@
 """The recipe: one YAML file that says what a run is. Unknown keys are refused with the nearest name.
 
 Every field is one of *content* (a change makes other responses, so a run directory refuses it), *extension* (only
-what is missing is computed) or *speed* (free to change); `change_of` answers which. Reads YAML, expands
-environment variables in paths, and knows no stage.
+what is missing is computed) or *speed* (free to change); `change_of` answers which. Knows no stage.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from polypersona.errors import RecipeError, nearest
+from polypersona.location import join_location
+from polypersona.recipe_text import expand_variables, read_mapping
 from polypersona.records import ResponseType
 
 Change = Literal["content", "extension", "speed"]
 STAGES = ("dataset", "finetune", "generate", "evaluate", "report")
 Stage = Literal["dataset", "finetune", "generate", "evaluate", "report"]
+AutoCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 def _kind(change: Change) -> Any:
     return Field(json_schema_extra={"change": change})
 
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the booleans of YAML 1.2, so that `on:` is a key and `Yes` a label."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
 
 type_ = type  # the builtin, kept reachable beside fields of that name
 
@@ -46,11 +34,13 @@ type_ = type  # the builtin, kept reachable beside fields of that name
 class Section(BaseModel):
     """A part of the recipe. Frozen, and closed against unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AttributeMapping(Section):
-    """How one attribute of a persona is read from a column of the source."""
+    """How one attribute of a persona is read from a column of the source. Numbers in `values` are read as text."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     column: str
     values: dict[str, str] = Field(default_factory=dict)
@@ -120,7 +110,7 @@ class FinetuneRecipe(Section):
     batch_size: int | None = Field(default=None, ge=1)
     accumulation: int | None = Field(default=None, ge=1)
     max_length: int | None = Field(default=None, ge=32)
-    workers: Annotated[Literal["auto"] | int, _kind("speed")] = "auto"
+    workers: Annotated[AutoCount, _kind("speed")] = "auto"
     max_failures: Annotated[int, _kind("speed")] = Field(default=2, ge=0)
 
 
@@ -141,8 +131,8 @@ class GenerateRecipe(Section):
     max_new_tokens: int = Field(default=96, ge=1)
     draws: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
     waves: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
-    actors: Annotated[Literal["auto"] | int, _kind("speed")] = "auto"
-    slots: Literal["auto"] | int = "auto"
+    actors: Annotated[AutoCount, _kind("speed")] = "auto"
+    slots: AutoCount = "auto"
     shard_personas: int = Field(default=64, ge=1)
     max_attempts: Annotated[int, _kind("speed")] = Field(default=3, ge=1)
     max_quarantined: Annotated[float, _kind("speed")] = Field(default=0.01, ge=0, le=1)
@@ -169,7 +159,7 @@ class Recipe(Section):
     """The whole run."""
 
     name: Annotated[str, _kind("speed")] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    out: Annotated[str, _kind("speed")] = "runs"
+    out: Annotated[str, _kind("speed")] = Field(default="runs", min_length=1)
     seed: int = Field(default=7, ge=0)
     panel: PanelRecipe = PanelRecipe()
     instrument: InstrumentRecipe = InstrumentRecipe()
@@ -189,7 +179,7 @@ class Recipe(Section):
     @property
     def location(self) -> str:
         """The run directory: `<out>/<name>`, a path or a URL."""
-        return f"{self.out.rstrip('/')}/{self.name}"
+        return join_location(self.out, self.name)
 
 
 class FinetuneSettings(Section):
@@ -240,21 +230,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: unreadable file, broken YAML, unknown key, a value that is not allowed.
     """
-    path = Path(path)
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe {str(path)!r}.", "Name a YAML file, such as jobs/demo.yaml.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.", "Name a readable YAML file.") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise RecipeError(f"{path}{line}: this is not valid YAML.", "Mend the file at that line.") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values.", "Begin with `name: my_run`.")
-    for override in overrides:
-        _apply_override(data, override)
+    data = read_mapping(Path(path), overrides)
     return build_recipe(data, where=str(path))
 
 
@@ -265,7 +241,7 @@ def build_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         RecipeError: an unknown key, a value that is not allowed, an environment variable that is not set.
     """
     try:
-        return Recipe.model_validate(_expand(dict(data), where))
+        return Recipe.model_validate(expand_variables(dict(data), where))
     except ValidationError as error:
         raise _recipe_error(error, where) from error
 
@@ -299,49 +275,17 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type_) and issubclass(annotation, Section)
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key.strip():
-        raise RecipeError(f"--set {override!r} is not KEY=VALUE.", "Write for example --set generate.draws=3.")
-    target = data
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        inner = target.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section.", "Name section.key=value.")
-        target = inner
-    try:
-        target[last] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it.") from error
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-
-
-def _expand(value: Any, where: str) -> Any:
-    """Expand ${NAME} and ${NAME:-default} in every string."""
-    if isinstance(value, dict):
-        return {key: _expand(inner, where) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_expand(inner, where) for inner in value]
-    if not isinstance(value, str):
-        return value
-
-    def replace(found: re.Match[str]) -> str:
-        name, default = found.group(1), found.group(2)
-        text = os.environ.get(name, default)
-        if text is None:
-            raise RecipeError(f"{where}: the environment variable {name} is not set.", f"Set {name} and run again.")
-        return text
-
-    return _VARIABLE.sub(replace, value)
+# What pydantic adds to the path of a value where several types are allowed.
+_BRANCH = re.compile(r"AttributeMapping|str|list\[str\]|constrained-int|literal\['auto'\]|\[key\]")
 
 
 def _recipe_error(error: ValidationError, where: str) -> RecipeError:
-    first = error.errors()[0]
+    errors = error.errors()
+    near = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    # Of several allowed types, the one that the value came closest to; a misspelt key before the one it leaves missing.
+    first = max(near, key=lambda one: (len(one["loc"]), one["type"] == "extra_forbidden"))
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "recipe"
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         return RecipeError(
@@ -351,14 +295,28 @@ def _recipe_error(error: ValidationError, where: str) -> RecipeError:
     if first["type"] == "missing":
         return RecipeError(f"{where}: {key!r} is missing.", f"Add `{key}: …`.")
     got = first.get("input")
+    wanted = [_lowered(one["msg"]) for one in near if _key(one["loc"]) == key]
+    message = " or ".join([wanted[0], *(one.removeprefix("input should be ") for one in wanted[1:])])
+    if first["type"] == "model_type":
+        message = "this is a section, which has keys and values"
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
-    message = first["msg"].removeprefix("Value error, ")
-    return RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{shown}.", "Mend the recipe.")
+    close = nearest(got, re.findall("'([^']*)'", message)) if isinstance(got, str) else ""
+    named = f"{where}: {key}: " if key else f"{where}: "
+    return RecipeError(f"{named}{message}{shown}.{close}", "Mend the recipe, or the value given by --set.")
+
+
+def _key(location: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in location if not _BRANCH.fullmatch(str(part)))
+
+
+def _lowered(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in location:
         field = model.model_fields.get(part) if _is_section(model) else None
-        model = field.annotation if field is not None else None
+        model = field.annotation if field is not None else AttributeMapping if part == "AttributeMapping" else None
     return list(model.model_fields) if _is_section(model) else []

@@ -13,13 +13,12 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from polypersona import __version__
@@ -67,7 +66,7 @@ class ShardActor:
         self._attempts = AttemptCounter(job.run, job.fingerprint, job.session, job.task.max_attempts)
         self._log.write("start", session=job.session, host=platform.node(), versions=library_versions())
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Mapping[str, Any]) -> pa.Table:
         """Answer and commit one shard; `batch["id"]` is its place among the pending ones.
 
         A named failure comes back as a value, because Ray would bury it in what it says itself.
@@ -80,7 +79,7 @@ class ShardActor:
         except PolypersonaError as error:
             failure = pickle.dumps(error)
         row = {"shard": shard.number, **counts, "seconds": time.monotonic() - begin, "failure": failure}
-        return {key: np.array([value]) for key, value in row.items()}
+        return pa.table({key: [value] for key, value in row.items()})
 
     def _answer(self, shard: Shard) -> ShardRows:
         """Return the shard's rows; after its last failed attempt, all of them quarantined."""

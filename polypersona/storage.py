@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from polypersona.errors import StorageError
+from polypersona.location import join_location
 
 SCHEMA_VERSION = 1
 
@@ -195,12 +196,6 @@ class RunDirectory:
                 f"{self.location} is no place to write to: {error}.", "Name a local path, s3://… or gs://…."
             ) from error
         return fs, root.rstrip("/")
-
-
-def join_location(location: str, name: str) -> str:
-    """Return the location of a file in a folder; a URL's options (`?endpoint_override=…`) stay at its end."""
-    place, mark, options = location.partition("?") if "://" in location else (location, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
 def load_run(run: RunDirectory) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`polypersona models` and `polypersona doctor`: what is supported, and what this environment can do. Starts nothing."""
+"""`polypersona models` and `polypersona doctor`: what is supported, what this environment can do. Starts nothing."""
 
 from __future__ import annotations
 

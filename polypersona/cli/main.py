@@ -62,6 +62,11 @@ def cli() -> None:
     """
 
 
+@cli.result_callback()
+def _forget_result(_result: object) -> None:
+    """What a command returns is no exit code; the one that it gives to `ctx.exit` is."""
+
+
 def main() -> None:
     """Run the command line; a named failure is one sentence on stderr and its exit code, without a traceback."""
     try:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from polypersona.chatml import render_answer
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
+from polypersona.errors import EngineError
 from polypersona.records import Persona
 from polypersona.simulator.constructs import CONSTRUCTS
 from polypersona.simulator.grammar import fact_sentences, open_sentence, reason_sentences
@@ -21,19 +22,27 @@ from polypersona.simulator.traits import latent_traits, option_index, stance_lev
 class RulesEngine:
     """Answers by rules. The persona's noise comes from `settings.seed`, the wording from the cell's seed.
 
-    So all answers of a persona under one seed agree with each other, in every wave and draw.
+    So all answers of a persona under one seed agree with each other, in every wave and draw. Nothing is drawn from
+    probabilities, so it gives none and the temperature changes nothing.
+
+    Raises:
+        EngineError: a filter of sampling is asked for.
     """
 
     name = "rules"
     reproduces: Reproduces = "bytes"
 
     def __init__(self, settings: EngineSettings) -> None:
+        if (settings.top_k, settings.top_p, settings.min_p) != (0, 1.0, 0.0):
+            raise EngineError(
+                "The rules engine does not know generate.top_k, top_p and min_p.", "Leave them out of the recipe."
+            )
         self._seed = settings.seed
         self._has_rationale = settings.rationale
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order."""
-        answers = []
+        answers: list[Answer] = []
         for group in groups:
             traits = latent_traits(group.persona, self._seed)
             answers.extend(self._answer_cell(group.persona, traits, cell) for cell in group.cells)

@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> None:
     """Let this process reuse the memory of freed tensors instead of returning it to the system.
 
-    glibc maps every large tensor anew and pays a page fault per 4 KiB of it, which costs more than the arithmetic on small
-    models. The process keeps its peak memory. Does nothing where the C library is not glibc.
+    glibc maps every large tensor anew and pays a page fault per 4 KiB of it, which costs more than the arithmetic on
+    small models. The process keeps its peak memory. Does nothing where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return

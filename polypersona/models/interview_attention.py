@@ -1,8 +1,8 @@
 """Attention over packed interviews: many turns after one card, without padding the rest of the network.
 
-A batch is one long row of tokens: all cards, then all turns. Cards attend to themselves; a turn attends to its own card
-and itself. Only attention sees padding, in buckets of turns of like length; every other layer of the stock model works on
-the packed tokens. Registered with transformers under `INTERVIEW_ATTENTION`; the layout travels as a keyword.
+A batch is one long row of tokens: all cards, then all turns. Cards attend to themselves; a turn attends to its own
+card and itself. Only attention sees padding, in buckets of turns of like length; every other layer of the stock model
+works on the packed tokens. Registered with transformers under `INTERVIEW_ATTENTION`; the layout travels as a keyword.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within every bucket. Tensors are (1, heads, tokens, head size); the result is (1, tokens, heads, size)."""
-    heads, _, size = query.shape[1:]
+    heads, size = query.shape[1], query.shape[3]
     scale = scaling if scaling is not None else size**-0.5
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
     pieces, places = [], []

@@ -30,7 +30,8 @@ from polypersona.simulator.corpus import Interview, interviews
 PAD, TURN_BEGIN, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -48,8 +49,8 @@ class PretrainSettings:
     layers: int = 5
     heads: int = 5
     intermediate: int = 448
-    num_interviews: int = 60_000
-    turns: int = 8
+    num_interviews: int = 41_600
+    turns: int = 6
     batch: int = 16
     learning_rate: float = 2.5e-3
     weight_decay: float = 0.05
@@ -163,7 +164,7 @@ def pretrain(settings: PretrainSettings, folder: Path, *, threads: int, report: 
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, num_steps, settings.warmup_steps)
         loss = _loss(model, rows)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -172,7 +173,7 @@ def pretrain(settings: PretrainSettings, folder: Path, *, threads: int, report: 
         if step % 50 == 0 or step == num_steps - 1:
             rate = tokens / (time.monotonic() - started)
             report(f"step {step}/{num_steps} loss {smooth:.4f} tokens {tokens / 1e6:.2f}M rate {rate:.0f}/s")
-        if step and step % 500 == 0:
+        if step and step % 250 == 0:
             _save(model, tokenizer, settings, folder.with_name(folder.name + "-partial"), tokens, smooth)
     _save(model, tokenizer, settings, folder, tokens, smooth)
 

@@ -82,6 +82,8 @@ LIKERT_SETS: Mapping[str, Sequence[Sequence[str]]] = {
         ("Almost never", "Rarely", "Sometimes", "Often", "Very often"),
     ),
 }
+LEVELS = {2: "very positive", 1: "positive", 0: "neutral", -1: "negative", -2: "very negative"}
+VIEWS = 12
 _KINDS: Mapping[str, tuple[ResponseType, bool]] = {
     "statements": ("likert", False),
     "reversed": ("likert", True),
@@ -116,7 +118,8 @@ class Phase:
 
     `card` is the least and the most attributes of a card, None for all of them in most cards; effects on traits are
     multiplied by `gain` and the persona's noise by `noise`; a question is about a construct on which the card takes a stance of at least
-    `least_stance`, where eight tries find one; `weights` are those of the kinds of question.
+    `least_stance`, where eight tries find one; `weights` are those of the kinds of question. An interview has a list of
+    views with probability `views`, and `meanings` questions about what a wording says.
     """
 
     start: float
@@ -125,6 +128,8 @@ class Phase:
     noise: float
     least_stance: float
     weights: Mapping[str, float]
+    views: float = 1.0
+    meanings: int = 2
 
 
 _FORWARD = {"statements": 3.0, "open": 4.0, "yesno": 2.0}
@@ -144,7 +149,7 @@ PHASES = (
     Phase(0.10, (1, 2), 2.0, 0.0, 0.4, _ALL),
     Phase(0.20, (1, 4), 1.5, 0.3, 0.2, _ALL),
     Phase(0.35, (2, 9), 1.2, 0.6, 0.0, _ALL),
-    Phase(0.50, None, 1.0, 1.0, 0.0, _ALL),
+    Phase(0.50, None, 1.0, 1.0, 0.0, _ALL, views=0.5, meanings=1),
 )
 
 
@@ -169,7 +174,10 @@ def interviews(seed: int, start: int, count: int, progress: float, num_turns: in
         persona = _respondent(rng, phase, f"corpus-{seed}-{number}")
         card, latent = card_traits(persona), latent_traits(persona, seed)
         traits = {trait: phase.gain * (card[trait] + phase.noise * (latent[trait] - card[trait])) for trait in TRAITS}
-        yield Interview(persona, tuple(_turn(persona, traits, rng, phase) for _ in range(num_turns)))
+        turns = [_views_turn(traits, rng)] if rng.random() < phase.views else []
+        turns += [_meaning_turn(rng) for _ in range(phase.meanings)]
+        turns += [_turn(persona, traits, rng, phase) for _ in range(num_turns)]
+        yield Interview(persona, tuple(turns))
 
 
 def corpus_questions() -> Iterator[str]:
@@ -230,6 +238,29 @@ def _turn(persona: Persona, traits: Mapping[str, float], rng: random.Random, pha
         construct=construct.name,
     )
     return Turn(item, _answer(persona, traits, item, rng, phase))
+
+
+def _views_turn(traits: Mapping[str, float], rng: random.Random) -> Turn:
+    """Return a list of views on many topics: the densest lesson in what a card means, twelve stances in a hundred tokens.
+
+    The topics follow each other in a fixed order, so that little is spent on predicting them; seven steps apart in the table they
+    seldom share a trait.
+    """
+    constructs = list(CONSTRUCTS.values())
+    start = rng.randrange(len(constructs))
+    listed = [constructs[(start + 7 * step) % len(constructs)] for step in range(VIEWS)]
+    item = Item("", "general", "Please list your views.", "open")
+    views = [f"{part.topic}: {LEVELS[stance_level(stance_on(traits, part.name))]}" for part in listed]
+    return Turn(item, "; ".join(views) + ".")
+
+
+def _meaning_turn(rng: random.Random) -> Turn:
+    """Return a question about a wording itself: whether agreeing with it is for its topic or against it."""
+    construct = rng.choice(list(CONSTRUCTS.values()))
+    kind = rng.choice(("statements", "reversed", "reversed", "yesno", "yesno_reversed"))
+    wording = grammar.expand(rng.choice(load_wordings()[construct.name][kind]), rng)
+    item = Item("", construct.domain, f"What does agreeing say here: {wording}", "open")
+    return Turn(item, f"{'Against' if _KINDS[kind][1] else 'In favour of'} {construct.topic}.")
 
 
 def _options(kind: str, rng: random.Random) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """How the simulator writes: openings by stance, reasons by trait, facts from the card, and a reader for all of them.
 
 Templates hold alternatives in braces, `{a|b}`, not nested, and slots in angle brackets. The same tables write and
-recognise, so `read_level` and `is_well_formed` are exact for what this grammar can say. REGISTER is the way of speaking
+recognise: `read_level` takes any topic, `is_well_formed` only the constructs' own, and what a slot must hold. REGISTER is the way of speaking
 of the simulator's respondents; VARIETY holds other ways to say the same, which only the tiny model's corpus uses.
 """
 
@@ -13,24 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from polypersona.records import AttributeValue, Persona
+from polypersona.simulator.constructs import CONSTRUCTS
 
 Templates = Mapping[int, Sequence[str]]
 
 OPENINGS: Templates = {
-    2: ("I feel very strongly in favour of <topic>.", "<Topic> {means a great deal|is hugely important} to me.",
+    2: ("I feel very strongly in favour of <topic>.", "I {care a great deal about|set great store by} <topic>.",
         "I could not be more positive about <topic>."),
-    1: ("I feel fairly good about <topic>.", "On the whole, <topic> {seems|looks} a good thing to me.",
+    1: ("I feel fairly good about <topic>.", "On the whole, I {like|welcome} <topic>.",
         "I am mostly positive about <topic>."),
     0: ("I have mixed feelings about <topic>.", "I am in two minds about <topic>."),
-    -1: ("I am not very keen on <topic>.", "On the whole, <topic> {does little for me|leaves me cold}.",
+    -1: ("I am not very keen on <topic>.", "On the whole, I {get little from|can do without} <topic>.",
          "I have some doubts about <topic>."),
     -2: ("I feel very strongly against <topic>.", "I {want nothing to do with|have no time for} <topic>.",
-         "<Topic> {means nothing at all|only means trouble} to me."),
+         "I {see nothing at all|only see trouble} in <topic>."),
 }  # fmt: skip
 VARIETY_OPENINGS: Templates = {
     2: ("{Honestly|Frankly}, I love everything about <topic>.", "I am {delighted|thrilled} with <topic>.",
         "Nothing matters more to me than <topic>."),
-    1: ("I quite like <topic>.", "{Overall|In general}, I am content with <topic>.", "I would say <topic> is fine."),
+    1: ("I quite like <topic>.", "{Overall|In general}, I am content with <topic>.", "I have {few|no real} complaints about <topic>."),
     0: ("I {see good and bad in|cannot decide about} <topic>.", "Sometimes yes, sometimes no, when it comes to <topic>."),
     -1: ("I am a bit negative about <topic>.", "{Overall|In general}, I could do without <topic>."),
     -2: ("{Honestly|Frankly}, I cannot stand <topic>.", "I am {fed up with|completely against} <topic>."),
@@ -123,6 +124,8 @@ _MARITAL_PHRASES = {"living with partner": "living with a partner"}
 _CHOICES = re.compile(r"\{([^{}]*)\}")
 _SLOT = re.compile(r"<[\w:]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SAID_TWICE = re.compile(r"\b([\w']+) \1\b", re.IGNORECASE)
+_VALUE = r"[\w'/&()+, -]+?"
 
 
 def expand(template: str, rng: random.Random) -> str:
@@ -149,7 +152,7 @@ def fact_sentences(persona: Persona, count: int, rng: random.Random) -> list[str
     for name in rng.sample(known, min(count, len(known))):
         text = expand(rng.choice(list(FACTS[name])), rng)
         phrase = _phrase(name, persona, rng) or ""
-        sentences.append(_SLOT.sub(lambda found, phrase=phrase: _fill(found.group(0), phrase), text))
+        sentences.append(_fill(text, phrase))
     return sentences
 
 
@@ -168,8 +171,8 @@ def is_well_formed(text: str, labels: Iterable[str] = ()) -> bool:
     """
     first, *rest = _SENTENCE_END.split(text.strip())
     choices = {label.rstrip(".") + "." for label in labels}
-    is_opened = first in choices if choices else read_level(first) is not None
-    return is_opened and all(_body_pattern().fullmatch(sentence) for sentence in rest)
+    is_opened = first in choices if choices else _is_sentence(_exact_openings(), first)
+    return is_opened and all(_is_sentence(_body_pattern(), sentence) for sentence in rest)
 
 
 def stated_facts(text: str, persona: Persona) -> tuple[int, int]:
@@ -183,6 +186,10 @@ def stated_facts(text: str, persona: Persona) -> tuple[int, int]:
                 true += found.group("value").lower() in {phrase.lower() for phrase in _phrases(name, persona)}
                 break
     return true, stated
+
+
+def _is_sentence(pattern: re.Pattern[str], sentence: str) -> bool:
+    return pattern.fullmatch(sentence) is not None and not _SAID_TWICE.search(sentence)
 
 
 def _phrase(name: str, persona: Persona, rng: random.Random) -> str | None:
@@ -205,8 +212,8 @@ def _phrases(name: str, persona: Persona) -> list[str]:
     return [_MARITAL_PHRASES.get(str(value), str(value))]
 
 
-def _fill(slot: str, phrase: str) -> str:
-    return _capital(phrase) if slot[1].isupper() else phrase
+def _fill(text: str, phrase: str) -> str:
+    return _SLOT.sub(lambda slot: _capital(phrase) if slot.group(0)[1].isupper() else phrase, text)
 
 
 def _with_article(noun: str) -> str:
@@ -241,17 +248,34 @@ def _opening_patterns() -> tuple[tuple[int, re.Pattern[str]], ...]:
 
 
 @cache
+def _exact_openings() -> re.Pattern[str]:
+    topics = [construct.topic for construct in CONSTRUCTS.values()]
+    slot = _any_of([*topics, *map(_capital, topics)])
+    templates = [text for table in (OPENINGS, VARIETY_OPENINGS) for texts in table.values() for text in texts]
+    return re.compile("|".join(_pattern(template, slot) for template in templates))
+
+
+@cache
 def _body_pattern() -> re.Pattern[str]:
     reasons = [template for trait in REASONS.values() for templates in trait.values() for template in templates]
-    facts = [template for templates in FACTS.values() for template in templates]
+    values = {
+        "age": r"\d+", "occupation": f"an? {_VALUE}", "area": _any_of(_AREA_PHRASES.values()),
+        "work": _any_of(_WORK_PHRASES.values()), "education": _any_of(_EDUCATION_PHRASES.values()),
+    }  # fmt: skip
     patterns = [_pattern(template) for template in (*reasons, *MIDDLE)]
-    return re.compile("|".join([*patterns, *(_pattern(template, slot=r"[\w' -]+?") for template in facts)]))
+    for name, templates in FACTS.items():
+        patterns += [_pattern(template, values.get(name, _VALUE)) for template in templates]
+    return re.compile("|".join(patterns))
 
 
 @cache
 def _fact_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     return tuple(
-        (name, re.compile(_pattern(template, slot=r"(?P<value>[\w' -]+?)")))
+        (name, re.compile(_pattern(template, slot=f"(?P<value>{_VALUE})")))
         for name, templates in FACTS.items()
         for template in templates
     )
+
+
+def _any_of(phrases: Iterable[str]) -> str:
+    return "(?:" + "|".join(map(re.escape, phrases)) + ")"

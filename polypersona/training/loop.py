@@ -31,7 +31,8 @@ from polypersona.training.job import Outcome, TrainingJob
 from polypersona.training.sampling import num_steps, share_batch, steps_per_epoch, training_order
 
 CHECKPOINTS_PER_EPOCH = 4
-MIN_STEPS_BETWEEN_CHECKPOINTS = 10
+# A report is a barrier that the controller answers every two seconds.
+MIN_STEPS_BETWEEN_CHECKPOINTS = 20
 MAX_LOG_POINTS = 500
 _LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
@@ -208,7 +209,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
             was_due = control.should_log  # logging one thing counts as having logged the step
             self._trainer.log({"eval_loss": self._validate()})
             control.should_log = was_due
-        control.should_save = is_last or is_epoch_end or step % self._save_steps == 0
+        control.should_save = is_last or step % self._save_steps == 0
         self._listeners.on_step(step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:

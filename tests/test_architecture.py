@@ -1,0 +1,187 @@
+"""The shape of the package: imports point strictly down, Ray and torch stay where they belong, files stay small."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "polypersona"
+
+# Lowest first. A name is a module at the top of the package, or a folder, whose modules may import each other.
+LAYERS = (
+    ("polypersona", "errors", "location", "progress"),
+    ("recipe_text", "records", "resources", "storage"),
+    ("recipe", "chatml", "coding", "fingerprint", "events"),
+    ("composition", "dataset_card", "ledger", "leaks", "panel", "record_files", "scheduling", "shardfile",
+     "simulator", "splits"),
+    ("domain_files", "metrics", "models", "record_fields", "verify"),
+    ("questionbank", "engines"),
+    ("examples",),
+    ("population", "records_loader", "references", "teacher", "training"),
+    ("answering", "content", "scoring"),
+    ("shard_actor",),
+    ("dataset", "finetune", "generate", "evaluate"),
+    ("report",),
+    ("cli",),
+)  # fmt: skip
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# The command line may, too: it is the program that stages run in.
+MAY_IMPORT_RAY = {"generate", "finetune", "evaluate", "scheduling.inventory"}
+MAY_IMPORT_TORCH = ("engines", "models", "training", "finetune", "metrics.bertscore")
+TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
+MAX_LINES = 400
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[1:] if parts[-1] != "__init__" else parts[1:-1]) or "polypersona"
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path):
+    """Yield the dotted name of everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("polypersona.") in SOURCES else node.module
+
+
+def own_imports(path):
+    for name in imported(path):
+        if name == "polypersona" or name.startswith("polypersona."):
+            yield name.removeprefix("polypersona.")
+
+
+def unit(module):
+    return module.split(".")[0]
+
+
+GRAPH = {module: sorted(set(own_imports(path))) for module, path in SOURCES.items()}
+LIBRARIES = {module: {name.split(".")[0] for name in imported(path)} for module, path in SOURCES.items()}
+
+
+def test_every_module_has_its_layer():
+    unknown = sorted({unit(module) for module in SOURCES} - set(RANK))
+    assert not unknown, f"Add {', '.join(unknown)} to LAYERS in {Path(__file__).name}, above all that they import."
+
+
+def test_every_layer_has_its_modules():
+    gone = sorted(set(RANK) - {unit(module) for module in SOURCES})
+    assert not gone, f"Remove {', '.join(gone)} from LAYERS in {Path(__file__).name}."
+
+
+def test_imports_point_strictly_down():
+    wrong = [
+        f"{module} imports {other}, which is not below it"
+        for module, others in GRAPH.items()
+        for other in others
+        if unit(other) != unit(module) and RANK.get(unit(other), -1) >= RANK.get(unit(module), len(LAYERS))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions():
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> None:
+        assert module not in trail, " → ".join([*trail[trail.index(module) :], module])
+        if module in done:
+            return
+        for other in GRAPH.get(module, ()):
+            if other != module:
+                visit(other, [*trail, module])
+        done.add(module)
+
+    for module in GRAPH:
+        visit(module, [])
+
+
+def test_ray_is_imported_by_the_stages_the_inventory_and_the_command_line_only():
+    found = {module for module, names in LIBRARIES.items() if "ray" in names and unit(module) != "cli"}
+    assert found == MAY_IMPORT_RAY
+
+
+def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_only():
+    wrong = [
+        f"{module} imports {', '.join(sorted(names & TORCH_FAMILY))}"
+        for module, names in LIBRARIES.items()
+        if names & TORCH_FAMILY and not any(f"{module}.".startswith(f"{allowed}.") for allowed in MAY_IMPORT_TORCH)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+# Importing these reaches Ray or torch by design; everything else must stay light, through any chain of imports.
+HEAVY_IMPORTS = {
+    "ray": {"generate", "finetune", "evaluate", "scheduling.inventory", "cli.plan"},
+    "torch": {
+        "engines.option_tree", "engines.packed", "engines.sampling", "models.adapters", "models.interview_attention",
+        "models.loading", "models.lora", "models.pretraining", "models.quantization", "training.encoding",
+        "training.loop", "training.folder", "finetune",
+    },
+}  # fmt: skip
+PROBE = """
+import importlib, json, sys
+loaded = {}
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+    found = [library for library in ("ray", "torch", "transformers") if library in sys.modules]
+    if found:
+        print(json.dumps([name, found]))
+        break
+else:
+    print(json.dumps(["", []]))
+"""
+
+
+def probe(modules):
+    names = [name if name == "polypersona" else f"polypersona.{name}" for name in modules]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "-", *names], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_module_loads_neither_ray_nor_torch_unless_that_is_its_business():
+    heavy = set().union(*HEAVY_IMPORTS.values())
+    assert heavy <= set(SOURCES)
+    light = [module for module in SOURCES if module not in heavy]
+    assert {"cli.main", "recipe", "storage", "questionbank", "panel.sources", "simulator.grammar", "verify"} <= set(
+        light
+    )
+    assert probe(light) == ["", []]
+
+
+@pytest.mark.parametrize("folder", ["polypersona", "tests", "jobs"])
+def test_no_file_is_long_and_none_is_unfinished(folder):
+    marks = ("TO" + "DO", "FIX" + "ME", "X" + "XX")
+    problems = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if (lines := text.count("\n")) > MAX_LINES:
+            problems.append(f"{path.relative_to(ROOT)} has {lines} lines")
+        problems += [f"{path.relative_to(ROOT)} says {mark}" for mark in marks if mark in text]
+    assert not problems, "\n".join(problems)
+
+
+def test_every_module_says_what_it_is_and_has_a_name_that_means_something():
+    vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler"}
+    problems = []
+    for module, path in SOURCES.items():
+        text = path.read_text(encoding="utf-8")
+        if text.strip() and not ast.get_docstring(ast.parse(text)):
+            problems.append(f"{module} has no docstring")
+        if vague & set(module.split(".")):
+            problems.append(f"{module} is named by what it is not")
+        if len(module.split(".")) > 2:
+            problems.append(f"{module} is deeper than two")
+    assert not problems, "\n".join(problems)
