@@ -17,6 +17,7 @@ from polypersona.errors import RecipeError, nearest
 from polypersona.location import join_location
 from polypersona.recipe_text import expand_variables, read_mapping
 from polypersona.records import ResponseType
+from polypersona.resources import find_resource
 
 Change = Literal["content", "extension", "speed"]
 STAGES = ("dataset", "finetune", "generate", "evaluate", "report")
@@ -227,11 +228,15 @@ def finetune_settings(recipe: FinetuneRecipe) -> FinetuneSettings:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file; `overrides` are `section.key=value` with YAML values.
 
+    A shipped recipe is found by its name, such as `jobs/demo.yaml`, wherever the process stands.
+
     Raises:
         RecipeError: unreadable file, broken YAML, unknown key, a value that is not allowed.
     """
-    data = read_mapping(Path(path), overrides)
-    return build_recipe(data, where=str(path))
+    path = Path(path)
+    if path.parent == Path("jobs") and not path.exists():
+        path = find_resource(str(path)) or path
+    return build_recipe(read_mapping(path, overrides), where=str(path))
 
 
 def build_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -18,11 +18,17 @@ def resource(name: str) -> Path:
     Raises:
         StorageError: the installation lacks it.
     """
+    path = find_resource(name)
+    if path is None:
+        raise StorageError(f"This installation of polypersona lacks {name!r}.", "Install the package again.")
+    return path
+
+
+def find_resource(name: str) -> Path | None:
+    """Return the path of a shipped file or folder, or None where there is none of that name."""
     # The wheel's own copy first: beside an installed package, `jobs` may be anybody's.
-    for root in (_PACKAGE / "_data", _PACKAGE.parent):
-        if (root / name).exists():
-            return root / name
-    raise StorageError(f"This installation of polypersona lacks {name!r}.", "Install the package again.")
+    places = (_PACKAGE / "_data" / name, _PACKAGE.parent / name)
+    return next((path for path in places if path.exists()), None)
 
 
 def tiny_model() -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from toy_models import make_toy_model
 
 from polypersona import generate
 from polypersona.engines.base import Answer
@@ -26,7 +27,7 @@ from polypersona.errors import (
 from polypersona.events import read_events
 from polypersona.examples import build_example, render_examples
 from polypersona.questionbank import load_bank
-from polypersona.recipe import build_recipe
+from polypersona.recipe import ClusterRecipe, build_recipe
 from polypersona.records import Persona
 from polypersona.storage import RunDirectory, load_run
 from polypersona.verify import verify
@@ -227,6 +228,38 @@ def test_the_test_split_is_asked_its_own_cells(local_ray, tmp_path):
         generate.run(asked)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_one_cpu_is_enough(tmp_path):
+    asked = recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 8), actors="auto")
+    limited = asked.model_copy(update={"cluster": ClusterRecipe(limits={"CPU": 1})})
+    (tmp_path / "recipe.json").write_text(limited.model_dump_json())
+    process = start_alone(tmp_path / "recipe.json")
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    process.stderr.close()
+    assert verify(RunDirectory.at(tmp_path / "run")).problems == ()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_answers_the_same_with_any_actors_and_shard_size(local_ray, tmp_path):
+    base = str(make_toy_model("llama", tmp_path / "model", seed=3))
+    panel = write_panel(tmp_path / "panel.jsonl", 6)
+    runs = {"one": (1, 2), "two": (2, 2), "large": (1, 6)}
+    for name, (actors, size) in runs.items():
+        options = {"engine": "packed", "actors": actors, "shard_personas": size, "max_new_tokens": 8}
+        asked = recipe(tmp_path, panel, name=name, **options).model_dump()
+        asked["model"] |= {"base": base, "adapter": "none", "dtype": "fp32"}
+        generate.run(build_recipe(asked))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    small, large = rows(tmp_path / "one"), rows(tmp_path / "large")
+    assert small.keys() == large.keys()
+    assert len(small) == 24
+    for key, row in small.items():
+        assert (row["text"], row["code"]) == (large[key]["text"], large[key]["code"])
+        assert row["option_probs"] == pytest.approx(large[key]["option_probs"], abs=1e-4)
+
+
 def test_the_test_split_needs_the_dataset_stage(tmp_path):
     with pytest.raises(StorageError, match="Run the stage that writes it first"):
         generate.run(recipe(tmp_path, "unused", on="test"))
@@ -299,6 +332,7 @@ def test_a_killed_driver_loses_no_committed_shard_and_changes_no_byte(local_ray,
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_can_live_on_an_object_store(tmp_path, monkeypatch):
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(port=0, verbose=False)

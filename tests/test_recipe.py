@@ -120,6 +120,18 @@ def test_a_file_that_is_no_recipe_is_named_with_its_line(tmp_path, text, message
     assert "\n" not in str(caught.value)
 
 
+def test_a_shipped_recipe_is_found_by_its_name_from_anywhere_unless_the_user_has_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("jobs/demo.yaml") == load_recipe(resource("jobs/demo.yaml"))
+    with pytest.raises(RecipeError, match=r"There is no recipe 'jobs/nowhere\.yaml'"):
+        load_recipe("jobs/nowhere.yaml")
+    with pytest.raises(RecipeError, match=r"There is no recipe 'demo\.yaml'"):
+        load_recipe("demo.yaml")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "demo.yaml").write_text("name: mine\npanel: {size: 3}\n")
+    assert load_recipe("jobs/demo.yaml").name == "mine"
+
+
 def test_a_recipe_that_does_not_exist_and_a_folder_are_named(tmp_path):
     with pytest.raises(RecipeError, match=r"There is no recipe .*nowhere\.yaml"):
         load_recipe(tmp_path / "nowhere.yaml")

@@ -15,7 +15,14 @@ import torch
 
 from polypersona.errors import ModelError
 from polypersona.models.adapters import attach_adapter, merge_adapter
-from polypersona.models.location import check_tokenizer_files, hub_error, is_hub_id, locate_model, model_hash
+from polypersona.models.location import (
+    check_tokenizer_files,
+    hub_commit,
+    hub_error,
+    is_hub_id,
+    locate_model,
+    model_hash,
+)
 from polypersona.models.quantization import (
     Quantization,
     prepare_for_answering,
@@ -44,7 +51,7 @@ def load_tokenizer(model: str, *, revision: str | None = None, trust_remote_code
     """
     from transformers import AutoTokenizer
 
-    location = locate_model(model)
+    location = _reach(model, revision)
     check_tokenizer_files(location)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code, "padding_side": "left"}
     tokenizer = _loaded(location, "tokenizer", lambda: AutoTokenizer.from_pretrained(location, **options))
@@ -76,7 +83,7 @@ def load_base_model(
     """
     from transformers import AutoModelForCausalLM
 
-    location = locate_model(model)
+    location = _reach(model, revision)
     options: dict[str, Any] = {
         "dtype": "auto" if dtype == "stored" else DTYPES[dtype],
         "revision": revision or "main",
@@ -137,7 +144,7 @@ def num_parameters(model: str, *, revision: str | None = None, trust_remote_code
     """
     from transformers import AutoModelForCausalLM
 
-    location = locate_model(model)
+    location = _reach(model, revision)
     config = _load_config(location, revision, trust_remote_code)
     with torch.device("meta"):
         shape = _loaded(
@@ -146,6 +153,14 @@ def num_parameters(model: str, *, revision: str | None = None, trust_remote_code
             lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code),
         )
     return sum(parameter.numel() for parameter in shape.parameters())
+
+
+def _reach(model: str, revision: str | None) -> str:
+    """Locate a model, and ask the hub once: each of its libraries would wait through its own retries."""
+    location = locate_model(model)
+    if is_hub_id(location):
+        hub_commit(location, revision)
+    return location
 
 
 def _load_config(location: str, revision: str | None, trust_remote_code: bool) -> Any:

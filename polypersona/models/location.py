@@ -74,7 +74,7 @@ def model_hash(model: str, revision: str | None = None) -> str:
     """
     location = locate_model(model)
     if is_hub_id(location):
-        return f"{location}@{_hub_commit(location, revision)}"
+        return f"{location}@{hub_commit(location, revision)}"
     folder = Path(location)
     names = [name for name in _IDENTITY if (folder / name).is_file()]
     return files_hash([folder / name for name in names] + sorted(folder.glob("*.safetensors")))
@@ -124,7 +124,12 @@ def _checked_folder(folder: Path) -> Path:
     return folder
 
 
-def _hub_commit(hub_id: str, revision: str | None) -> str:
+def hub_commit(hub_id: str, revision: str | None) -> str:
+    """Return the commit of a hub model, fetching its config.json where the cache lacks it.
+
+    Raises:
+        ModelError: there is no such model, it is gated, or the hub cannot be reached and the cache lacks it.
+    """
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:

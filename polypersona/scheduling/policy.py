@@ -271,10 +271,11 @@ def _at_most(actors: Decision[int], limit: int | None) -> Decision[int]:
 
 
 def _cpus_per_actor(inventory: Inventory, actors: int) -> float:
-    """Return Ray's reservation for an actor: what leaves one CPU of the cluster for reads and other tasks."""
-    cpus = inventory.cpus
-    left = max(cpus - 1, cpus / 2)
-    return min(1.0, int(1000 * left / actors) / 1000)
+    """Return Ray's reservation for an actor: what leaves a whole CPU of the cluster, which a read task needs.
+
+    On a single CPU that is nothing: an actor that reserved a part of it would wait for a read that waits for it.
+    """
+    return min(1.0, int(1000 * max(0.0, inventory.cpus - 1) / actors) / 1000)
 
 
 def _divisor(number: int, at_most: int) -> int:

@@ -136,7 +136,7 @@ def expand(template: str, rng: random.Random) -> str:
 def open_sentence(level: int, topic: str, rng: random.Random, openings: Templates = OPENINGS) -> str:
     """Return a first sentence that takes the stance level (−2…2) on the topic."""
     text = expand(rng.choice(openings[level]), rng)
-    return text.replace("<topic>", topic).replace("<Topic>", _capital(topic))
+    return text.replace("<topic>", topic)
 
 
 def reason_sentences(trait: str, sign: int, count: int, rng: random.Random) -> list[str]:

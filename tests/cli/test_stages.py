@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from polypersona.cli.main import COMMANDS, cli
 from polypersona.cli.stages import plan_command, run_command
+from polypersona.errors import TooManyQuarantinedError
 
 RECIPE = """# polypersona run smoke.yaml
 name: smoke
@@ -110,12 +111,13 @@ def test_a_run_prints_the_plan_first_and_its_place_last(tmp_path):
 
 
 @pytest.mark.ray
-def test_too_many_quarantined_end_with_exit_3_and_still_print_the_place(tmp_path):
+def test_too_many_quarantined_end_with_exit_3_and_still_print_the_place(local_ray, tmp_path):
     panel = tmp_path / "panel.jsonl"
     rows = [{"id": f"p{place}", "fake_failure": "error" if place < 3 else "refusal"} for place in range(12)]
     panel.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = write_recipe(tmp_path, RECIPE.replace("source: sampled", f"source: {panel}"))
-    done = polypersona("run", path, "--from", "generate", "--to", "generate")
-    assert done.returncode == 3, done.stderr
-    assert "6 of 24 cells (25.00 %) are quarantined" in done.stderr
+    done = CliRunner(catch_exceptions=True).invoke(run_command, [path, "--from", "generate", "--to", "generate"])
+    assert isinstance(done.exception, TooManyQuarantinedError)
+    assert done.exception.exit_code == 3
+    assert "6 of 24 cells (25.00 %) are quarantined" in done.exception.message
     assert done.stdout.splitlines()[-1] == str(tmp_path / "runs" / "smoke")

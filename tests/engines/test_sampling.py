@@ -139,7 +139,7 @@ def test_temperature_zero_takes_the_likeliest(row: list[float]) -> None:
 
 
 def test_an_end_of_the_distribution_without_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polypersona.engines.sampling.uniform", lambda *_: 1 - 2.0**-53)
+    monkeypatch.setattr("polypersona.engines.sampling.uniform", lambda *_: 1.0)
     logits = torch.tensor([[0.1] * 7 + [-1e9] * 3])
     assert int(sample_tokens(logits, [1], [1], SamplingSettings())) == 6
     monkeypatch.setattr("polypersona.engines.sampling.uniform", lambda *_: 0.0)
