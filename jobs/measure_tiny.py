@@ -2,10 +2,10 @@
 
     python jobs/measure_tiny.py --out runs/measure-tiny
 
-For every seed the panel, the dataset, the tuning and the sampling are drawn anew; base and tuned model answer the whole test
-split, and the difference is resampled by persona. Prints a table and writes `figures.json`, from which the model card is
-made (`--card polypersona/models/tiny/README.md`). Takes about ten minutes on two cores. All figures are agreement with the
-simulator that wrote the answers; none describes people.
+For every seed the panel, the dataset, the tuning and the sampling are drawn anew; base and tuned model answer the whole
+test split, and the difference is resampled by persona. Prints a table and writes `figures.json`, from which the model
+card is made (`--card polypersona/models/tiny/README.md`). Takes some twenty minutes on two cores. All figures are
+agreement with the simulator that wrote the answers; none describes people.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def _retest(test: Sequence[Example], seed: int) -> float:
 def _best_lookup(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, float, str]:
     """Return the score of the attribute that alone predicts the test stances best, of no attribute, and its name.
 
-    The lookup knows the training majority of (item, attribute value), else of the item; it is chosen on the test split, which
-    favours it.
+    The lookup knows the training majority of (item, attribute value), else of the item; it is chosen on the test
+    split, which favours it.
     """
     names = sorted({name for example in train for name in example.metadata["persona"]["attributes"]})
     scores = {name: _lookup(train, test, name) for name in ["", *names]}

@@ -23,9 +23,15 @@ DEFAULTS = PretrainSettings()
 @click.option("--batch", default=DEFAULTS.batch, show_default=True, help="Respondents per step.")
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--seed", default=DEFAULTS.seed, show_default=True)
-def main(out: Path, interviews: int, learning_rate: float, batch: int, threads: int, seed: int) -> None:
+@click.option("--resume", default="", metavar="FOLDER", help="Go on from this model.")
+@click.option("--start", default=0.0, show_default=True, help="Share of the training at which to go on.")
+def main(
+    out: Path, interviews: int, learning_rate: float, batch: int, threads: int, seed: int, resume: str, start: float
+) -> None:
     """Train tokenizer and weights and write the model's folder."""
-    settings = PretrainSettings(seed=seed, num_interviews=interviews, learning_rate=learning_rate, batch=batch)
+    settings = PretrainSettings(
+        seed=seed, num_interviews=interviews, learning_rate=learning_rate, batch=batch, resume=resume, start=start
+    )
     pretrain(settings, out, threads=threads, report=click.echo)
     click.echo(out)
 

@@ -2,8 +2,8 @@
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py jobs/smoke.yaml --from generate
 
-The driver needs one CPU and about 1 GB; what the stages need is in `polypersona plan RECIPE`. Submit the same line again after a
-failure: what is committed stays, only what is missing is computed. Exit code 3 means finished with too many
+The driver needs one CPU and about 1 GB; what the stages need is in `polypersona plan RECIPE`. Submit the same line
+again after a failure: what is committed stays, only what is missing is computed. Exit code 3: finished with too many
 quarantined cells; do not retry that.
 """
 

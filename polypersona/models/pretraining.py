@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from polypersona.chatml import SYSTEM_PROMPT, render_card, render_prompt, render_question
 from polypersona.models.allocator import keep_freed_memory
 from polypersona.models.interview_attention import INTERVIEW_ATTENTION, PackedRow, pack_batch
+from polypersona.models.loading import load_base_model, load_tokenizer
 from polypersona.simulator.corpus import Interview, interviews
 
 PAD, TURN_BEGIN, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -41,7 +42,10 @@ _CARD, _QUESTION = "\x1dCARD\x1d", "\x1dQUESTION\x1d"
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
-    """Everything the weights follow from, besides the corpus' code. Sizes in tokens, dimensions in units."""
+    """Everything the weights follow from, besides the corpus' code. Sizes in tokens, dimensions in units.
+
+    `resume` is a model folder to go on from, at the share `start` of the training; its tokenizer is kept.
+    """
 
     seed: int = 11
     vocabulary: int = 2048
@@ -50,12 +54,14 @@ class PretrainSettings:
     heads: int = 5
     intermediate: int = 448
     num_interviews: int = 41_600
-    turns: int = 6
+    turns: int = 8
     batch: int = 16
     learning_rate: float = 2.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
     tokenizer_interviews: int = 3000
+    resume: str = ""
+    start: float = 0.0
 
 
 class Frame:
@@ -152,17 +158,21 @@ def pretrain(settings: PretrainSettings, folder: Path, *, threads: int, report: 
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
-    tokenizer = train_tokenizer(settings)
+    tokenizer = load_tokenizer(settings.resume) if settings.resume else train_tokenizer(settings)
     model = build_model(settings, tokenizer)
+    if settings.resume:
+        model.load_state_dict(load_base_model(settings.resume, dtype="fp32").state_dict())
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
     num_steps = settings.num_interviews // settings.batch
     started, tokens, smooth = time.monotonic(), 0, math.nan
     model.train()
-    for step, rows in enumerate(_batches(settings, tokenizer, num_steps)):
+    first = int(settings.start * num_steps)
+    for step, rows in enumerate(_batches(settings, tokenizer, first, num_steps), start=first):
+        warmup = min(1.0, (step - first + 1) / settings.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, num_steps, settings.warmup_steps)
+            group["lr"] = settings.learning_rate * min(warmup, _schedule(step, num_steps, settings.warmup_steps))
         loss = _loss(model, rows)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -199,17 +209,17 @@ def _schedule(step: int, num_steps: int, warmup: int) -> float:
 
 
 def _batches(
-    settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast, num_steps: int
+    settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast, first: int, num_steps: int
 ) -> Iterator[list[PackedRow]]:
-    """Yield `num_steps` batches, made ahead of their use in one further process."""
+    """Yield the batches of steps `first` to `num_steps`, made ahead of their use in one further process."""
     chunk = 16  # batches per job, sorted by length within
-    jobs = [(settings, tokenizer, start, num_steps) for start in range(0, num_steps, chunk)]
+    jobs = [(settings, tokenizer, start, num_steps) for start in range(first, num_steps, chunk)]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         ahead = deque(pool.apply_async(_make_batches, (job,)) for job in jobs[:2])
         for number in range(len(jobs)):
             if number + 2 < len(jobs):
                 ahead.append(pool.apply_async(_make_batches, (jobs[number + 2],)))
-            yield from ahead.popleft().get()[: num_steps - number * chunk]
+            yield from ahead.popleft().get()[: num_steps - jobs[number][2]]
 
 
 def _make_batches(job: tuple[PretrainSettings, PreTrainedTokenizerFast, int, int]) -> list[list[PackedRow]]:

@@ -1,8 +1,9 @@
 """How the simulator writes: openings by stance, reasons by trait, facts from the card, and a reader for all of them.
 
 Templates hold alternatives in braces, `{a|b}`, not nested, and slots in angle brackets. The same tables write and
-recognise: `read_level` takes any topic, `is_well_formed` only the constructs' own, and what a slot must hold. REGISTER is the way of speaking
-of the simulator's respondents; VARIETY holds other ways to say the same, which only the tiny model's corpus uses.
+recognise: `read_level` takes any topic, `is_well_formed` only the constructs' own, and what a slot must hold. REGISTER
+is the way of speaking of the simulator's respondents; VARIETY holds other ways to say the same, which only the tiny
+model's corpus uses.
 """
 
 from __future__ import annotations
@@ -249,8 +250,7 @@ def _opening_patterns() -> tuple[tuple[int, re.Pattern[str]], ...]:
 
 @cache
 def _exact_openings() -> re.Pattern[str]:
-    topics = [construct.topic for construct in CONSTRUCTS.values()]
-    slot = _any_of([*topics, *map(_capital, topics)])
+    slot = _any_of(construct.topic for construct in CONSTRUCTS.values())
     templates = [text for table in (OPENINGS, VARIETY_OPENINGS) for texts in table.values() for text in texts]
     return re.compile("|".join(_pattern(template, slot) for template in templates))
 

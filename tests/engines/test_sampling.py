@@ -59,6 +59,7 @@ def test_uniform_is_a_function_of_seed_and_step_in_the_unit_interval() -> None:
     assert [uniform(seed, 3) for seed in reversed(SEEDS[:9])] == [uniform(seed, 3) for seed in SEEDS[:9]][::-1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6))
 def test_uniform_never_leaves_the_unit_interval(seed: int, step: int) -> None:
     assert 0 <= uniform(seed, step) < 1
@@ -114,7 +115,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(logit_rows, filters)
 def test_a_filtered_token_is_never_drawn_and_every_other_can_be(row: list[float], chosen: SamplingSettings) -> None:
     expected = plain_filter(np.array(row), chosen)
@@ -131,6 +132,7 @@ def test_of_tied_tokens_top_k_keeps_the_first_and_never_more_than_k() -> None:
     assert set(tokens.tolist()) == {1, 2}
 
 
+@settings(deadline=None)
 @given(logit_rows)
 def test_temperature_zero_takes_the_likeliest(row: list[float]) -> None:
     token = int(sample_tokens(torch.tensor([row]), [5], [1], SamplingSettings(0.0)))

@@ -100,7 +100,7 @@ def test_labels_are_exactly_the_answers(tokenizer) -> None:
     ]
     assert learned == expected
     last = [place for place, token in enumerate(expected) if token == tokenizer.eos_token_id]
-    assert len(last) == 9 * 5
+    assert len(last) == sum(len(person.turns) for person in people) >= 9 * 5
     assert not batch.is_head[last].any()
 
 
@@ -182,6 +182,6 @@ def test_the_packed_engine_answers_with_it(runs: tuple[Path, str]) -> None:
         for i, person in enumerate(people)
     ]
     answers = PackedEngine(settings).answer(groups)
-    assert len(answers) == 12
+    assert len(answers) == sum(len(person.turns) for person in people) >= 12
     assert "error" not in {answer.disposition for answer in answers}
     assert any(answer.option_probs for answer in answers)

@@ -18,9 +18,12 @@ from polypersona.questionbank import load_instrument
 from polypersona.recipe import InstrumentRecipe
 from polypersona.simulator.constructs import CONSTRUCTS
 from polypersona.simulator.corpus import (
+    LEVELS,
     LIKERT_SETS,
     PHASES,
+    VIEWS,
     Interview,
+    Turn,
     corpus_questions,
     interviews,
     load_wordings,
@@ -45,6 +48,11 @@ def plain(text: str) -> tuple[str, ...]:
 @cache
 def people(progress: float) -> tuple[Interview, ...]:
     return tuple(interviews(11, 0, 150, progress, 6))
+
+
+def survey_turns(person: Interview) -> list[Turn]:
+    """The turns that ask what a survey asks, without the lessons about views and wordings."""
+    return [turn for turn in person.turns if turn.item.construct]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,7 @@ def test_interviews_are_functions_of_seed_number_and_progress(progress: float) -
     assert list(interviews(3, 5, 3, progress, 4)) == whole[5:8]
     assert list(interviews(4, 0, 12, progress, 4)) != whole
     assert list(interviews(3, 0, 12, 0.99 if progress == 0 else 0.0, 4)) != whole
-    assert [len(person.turns) for person in whole] == [4] * 12
+    assert [len(survey_turns(person)) for person in whole] == [4] * 12
 
 
 def test_interviews_are_the_same_in_another_process() -> None:
@@ -112,7 +120,7 @@ def test_interviews_are_the_same_in_another_process() -> None:
 def test_every_answer_is_well_formed_and_true(progress: float) -> None:
     stated = 0
     for person in people(progress):
-        for turn in person.turns:
+        for turn in survey_turns(person):
             assert is_well_formed(turn.answer, turn.item.options), turn.answer
             true, facts = stated_facts(turn.answer, person.persona)
             assert true == facts, turn.answer
@@ -126,13 +134,53 @@ def test_every_answer_is_well_formed_and_true(progress: float) -> None:
 def test_a_respondent_never_contradicts_itself(progress: float) -> None:
     signs: dict[tuple[str, str], set[int]] = {}
     for person in people(progress):
-        for turn in person.turns:
+        for turn in survey_turns(person):
             code = code_answer(turn.item, turn.answer)
             sign = stance_sign(turn.item, code, turn.answer)
             assert sign is not None
             signs.setdefault((person.persona.persona_id, turn.item.construct), set()).add(sign)
     assert not [key for key, found in signs.items() if found >= {-1, 1}]
     assert {sign for found in signs.values() for sign in found} == {-1, 0, 1} or progress < 0.3
+
+
+@pytest.mark.parametrize("progress", [phase.start for phase in PHASES])
+def test_lists_of_views_say_what_the_answers_say(progress: float) -> None:
+    topics = {construct.topic: construct.name for construct in CONSTRUCTS.values()}
+    num_lists = 0
+    for person in people(progress):
+        lists = [turn for turn in person.turns if turn.item.stem == "Please list your views."]
+        num_lists += len(lists)
+        for turn in lists:
+            views = dict(view.split(": ") for view in turn.answer.removesuffix(".").split("; "))
+            assert len(views) == VIEWS
+            levels = {
+                topics[topic]: next(k for k, word in LEVELS.items() if word == said) for topic, said in views.items()
+            }
+            for other in survey_turns(person):
+                if other.item.construct in levels and len(other.item.options) != 2:
+                    level = levels[other.item.construct]
+                    sign = stance_sign(other.item, code_answer(other.item, other.answer), other.answer)
+                    assert sign == (level > 0) - (level < 0) or (level == 0 and len(other.item.options) == 4)
+    share = phase_at(progress).views
+    assert abs(num_lists / len(people(progress)) - share) < 0.15
+
+
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_meanings_of_wordings_follow_their_keys(progress: float) -> None:
+    keys = {
+        wording: f"{'Against' if kind.endswith('reversed') else 'In favour of'} {CONSTRUCTS[construct].topic}."
+        for construct, kinds in load_wordings().items()
+        for kind, templates in kinds.items()
+        for wording in itertools.chain.from_iterable(map(expansions, templates))
+    }
+    lessons = [
+        (stem.removeprefix("What does agreeing say here: "), turn.answer)
+        for person in people(progress)
+        for turn in person.turns
+        if (stem := turn.item.stem).startswith("What does agreeing say here: ")
+    ]
+    assert len(lessons) == phase_at(progress).meanings * len(people(progress))
+    assert [answer for _, answer in lessons] == [keys[wording] for wording, _ in lessons]
 
 
 def test_phases_grow_from_one_attribute_to_whole_cards() -> None:
@@ -150,7 +198,7 @@ def test_phases_grow_from_one_attribute_to_whole_cards() -> None:
 
 
 def test_the_last_phase_covers_every_construct_kind_and_answer() -> None:
-    turns = [turn for person in interviews(5, 0, 1200, 1.0, 6) for turn in person.turns]
+    turns = [turn for person in interviews(5, 0, 1200, 1.0, 6) for turn in survey_turns(person)]
     assert {turn.item.construct for turn in turns} == set(CONSTRUCTS)
     assert {turn.item.options for turn in turns if len(turn.item.options) > 2} == {
         labels for sets in LIKERT_SETS.values() for labels in sets

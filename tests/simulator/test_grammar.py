@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypersona.records import Persona
@@ -86,6 +86,7 @@ def test_the_reader_inverts_every_opening_for_every_topic(openings: dict[int, tu
                 assert read_level(f"{text} It comes down to the day.") == level
 
 
+@settings(deadline=None)
 @given(st.sampled_from(LEVELS), st.sampled_from(TOPICS), st.integers())
 def test_an_opening_is_about_its_topic_and_takes_its_level(level: int, topic: str, seed: int) -> None:
     for openings in (OPENINGS, VARIETY_OPENINGS):
@@ -118,6 +119,7 @@ def test_reasons_are_said_by_one_side_of_one_trait() -> None:
     assert all(set(templates) == {-1, 1} for templates in REASONS.values())
 
 
+@settings(deadline=None)
 @given(st.sampled_from(TRAITS), st.sampled_from([-1, 0, 1]), st.integers(0, 6), st.integers())
 def test_reasons_come_distinct_and_no_more_than_there_are(trait: str, sign: int, count: int, seed: int) -> None:
     sentences = reason_sentences(trait, sign, count, random.Random(seed))
@@ -127,6 +129,7 @@ def test_reasons_come_distinct_and_no_more_than_there_are(trait: str, sign: int,
     assert set(sentences) <= allowed
 
 
+@settings(deadline=None)
 @given(personas, st.integers(0, 5), st.integers())
 def test_stated_facts_are_those_of_the_card(persona: Persona, count: int, seed: int) -> None:
     sentences = fact_sentences(persona, count, random.Random(seed))
@@ -172,6 +175,7 @@ def write(persona: Persona, level: int, topic: str, trait: str, seed: int) -> tu
     return open_sentence(level, topic, rng, rng.choice((OPENINGS, VARIETY_OPENINGS))), body
 
 
+@settings(deadline=None)
 @given(answers)
 def test_whatever_the_grammar_writes_is_well_formed(made: tuple[Persona, int, str, str, int]) -> None:
     opening, body = write(*made)
@@ -182,6 +186,7 @@ def test_whatever_the_grammar_writes_is_well_formed(made: tuple[Persona, int, st
     assert not is_well_formed(" ".join([opening, *body])[:-1])
 
 
+@settings(deadline=None)
 @given(answers, st.integers(min_value=1))
 def test_a_cut_answer_is_not_well_formed(made: tuple[Persona, int, str, str, int], where: int) -> None:
     opening, body = write(*made)
@@ -247,6 +252,7 @@ def test_an_answer_said_twice_or_joined_wrongly_is_not_well_formed() -> None:
     assert is_well_formed(f"  {OPENING}\n{reason} ")
 
 
+@settings(deadline=None)
 @given(st.integers())
 def test_a_template_expands_to_one_alternative_of_each_brace(seed: int) -> None:
     assert expand("{a|b} c {d|e|f}", random.Random(seed)) in set(expansions("{a|b} c {d|e|f}"))

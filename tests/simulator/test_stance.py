@@ -35,7 +35,7 @@ def test_codes_are_read_by_their_place_and_the_items_key(
 def test_open_answers_are_read_by_their_opening() -> None:
     assert stance_sign(OPEN, None, "I am not very keen on saving money. At 44, I know my own mind.") == -1
     assert stance_sign(OPEN, None, "I am in two minds about saving money.") == 0
-    assert stance_sign(OPEN, None, "Saving money means a great deal to me.") == 1
+    assert stance_sign(OPEN, None, "I care a great deal about saving money.") == 1
     assert stance_sign(OPEN, None, "It is what it is.") is None
     assert stance_sign(OPEN, None, "") is None
 
@@ -45,4 +45,4 @@ def test_what_takes_no_stance_has_none() -> None:
     assert stance_sign(FIVE, 6, "") is None
     assert stance_sign(replace(FIVE, scale="nominal"), 5, "") is None
     assert stance_sign(replace(FIVE, construct=""), 5, "") is None
-    assert stance_sign(replace(OPEN, construct=""), None, "Saving money means a great deal to me.") is None
+    assert stance_sign(replace(OPEN, construct=""), None, "I care a great deal about saving money.") is None

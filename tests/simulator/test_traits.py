@@ -8,7 +8,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypersona.panel.sources import load_panel
@@ -142,6 +142,7 @@ def test_the_option_of_a_stance(length: int, expected: list[int]) -> None:
     assert [option_index(scale(length), stance) for stance in stances] == expected
 
 
+@settings(deadline=None)
 @given(st.sampled_from([2, 3, 4, 5, 7, 11]), st.floats(-9, 9, allow_nan=False), st.floats(0, 9))
 def test_options_rise_with_the_stance_and_reverse_keys_mirror_them(length: int, stance: float, step: float) -> None:
     index = option_index(scale(length), stance)
@@ -156,6 +157,7 @@ def test_every_option_of_a_scale_is_somebodys() -> None:
         assert {option_index(scale(length), stance) for stance in stances} == set(range(length))
 
 
+@settings(deadline=None)
 @given(st.floats(-9, 9, allow_nan=False))
 def test_levels_are_symmetric_and_cut_where_they_say(stance: float) -> None:
     level = stance_level(stance)
@@ -166,6 +168,7 @@ def test_levels_are_symmetric_and_cut_where_they_say(stance: float) -> None:
     assert option_index(scale(5), stance) == level + 2
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries({trait: st.floats(-3, 3) for trait in TRAITS}),
     st.sampled_from(sorted(CONSTRUCTS)),
