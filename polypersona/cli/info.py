@@ -26,7 +26,7 @@ GIB = 1 << 30
 @click.command("models")
 @json_option
 def models_command(as_json: bool) -> None:
-    r"""List the supported base models with licence, LoRA targets and size.
+    """List the supported base models with licence, LoRA targets and size.
 
     Other models work by hub id or folder; their LoRA targets are read from their layers.
 
@@ -48,7 +48,7 @@ def models_command(as_json: bool) -> None:
 @click.command("doctor")
 @json_option
 def doctor_command(as_json: bool) -> None:
-    r"""Say what this environment can do: libraries, processors, memory, optional readers, shipped files.
+    """Say what this environment can do: libraries, processors, memory, optional readers, shipped files.
 
     Exits with 1 where the default run would not work.
 

@@ -31,6 +31,7 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
     if STAGES.index(first) > STAGES.index(last):
         raise click.UsageError(f"--from {first} comes after --to {last}; the stages are {', '.join(STAGES)}.")
     recipe = load_recipe(recipe_path, overrides)
+    _refuse_late_mistakes(recipe)
     _echo_plan(recipe, None, as_json=False)
     location, excess = recipe.location, None
     for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
@@ -48,6 +49,13 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
     click.echo(location)
     if excess is not None:
         raise excess
+
+
+def _refuse_late_mistakes(recipe: Recipe) -> None:
+    """Raise for what a later stage would refuse only after hours of work."""
+    if recipe.evaluate.metrics:
+        choose_metrics = importlib.import_module("polypersona.metrics.catalogue").choose_metrics
+        choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
 
 
 @click.command("plan")

@@ -270,8 +270,9 @@ class PackedEngine:
             whole = render_answer(label, text)
             return Answer(cell_id, whole, "complete", text, item.codes[row.choice], label, probs)
         disposition = disposition_of(item, text, is_truncated=not row.is_ended)
-        code = code_answer(item, text) if item.is_closed and disposition == "complete" else None
-        label, rationale = split_rationale(item, text) if code is not None else ("", "")
+        order = row.cell.order
+        code = code_answer(item, text, order) if item.is_closed and disposition == "complete" else None
+        label, rationale = split_rationale(item, text, order) if code is not None else ("", "")
         return Answer(cell_id, text, disposition, rationale, code, label)
 
 
