@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start or stop a Ray cluster on this machine, with its dashboard and job server on the loopback address.
-#   cluster/local.sh start [CPUS]    then: ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py RECIPE
+#   cluster/local.sh start [CPUS]    then: ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py RECIPE --set out="$PWD/runs"
 #   cluster/local.sh stop
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,10 +1,12 @@
 """The whole run, or some of its stages, as a Ray job; the job is the command line.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py jobs/smoke.yaml --from generate
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+        python jobs/run.py jobs/smoke.yaml --from generate --set out="$PWD/runs"
 
-The driver needs one CPU and about 1 GB; what the stages need is in `polypersona plan RECIPE`. Submit the same line
-again after a failure: what is committed stays, only what is missing is computed. Exit code 3: finished with too many
-quarantined cells; do not retry that.
+A job runs in a copy of the working directory that Ray deletes, so `out` must be an absolute path or a URL; a relative
+one is refused. The driver needs one CPU and about 1 GB; what the stages need is in `polypersona plan RECIPE`. Submit
+the same line again after a failure: what is committed stays, only what is missing is computed. Exit code 3: finished
+with too many quarantined cells; do not retry that.
 """
 
 from __future__ import annotations

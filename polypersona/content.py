@@ -20,6 +20,7 @@ from polypersona.population import Population, item_hashes, panel_digests
 from polypersona.recipe import Recipe, change_of, flatten
 from polypersona.records import digest
 from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.simulator.traits import SEMANTICS_VERSION
 from polypersona.storage import SCHEMA_VERSION
 
 # Values of these keys are resolved once and frozen; the recipe may say `auto`.
@@ -29,6 +30,7 @@ _FROZEN = {
     "generate.slots": "slots",
     "generate.shard_personas": "shard_personas",
 }
+_TEST_CELLS = "cells of the test split"
 _MODEL_KEYS = ("model.dtype", "model.quantization", "model.trust_remote_code", "generate.slots")
 
 
@@ -46,8 +48,10 @@ def content_parts(
         parts |= {"model.base": weights.model_hash, "model.adapter": weights.adapter_hash or "none"}
         parts["threads"] = frozen["threads"]
     if population.asked is not None:
-        parts["cells of the test split"] = digest(population.asked, population.item_keys)
+        parts[_TEST_CELLS] = _test_cells(population)
     parts["engine version"] = ENGINE_VERSIONS[recipe.generate.engine]
+    if recipe.generate.engine == "rules":
+        parts["simulator version"] = SEMANTICS_VERSION
     parts["renderer version"] = RENDERER_VERSION
     parts["schema version"] = SCHEMA_VERSION
     return parts
@@ -83,11 +87,7 @@ def refuse_changes(
     Raises:
         RecipeChangedError: with one line `key: old → new` for each change.
     """
-    lines = diff(stored["content"]["parts"], parts)
-    lines += _item_changes(stored["content"]["items"], population)
-    panel_lines = _panel_changes(stored, population)
-    if panel_lines:
-        lines += panel_lines + diff(_panel_fields(stored["recipe"]), _panel_fields(recipe.model_dump(mode="json")))
+    lines = diff(stored["content"]["parts"], parts) + _population_changes(stored, recipe, population)
     if lines:
         raise RecipeChangedError(
             f"{where} holds responses of another content; the recipe would change\n  " + "\n  ".join(lines),
@@ -95,8 +95,41 @@ def refuse_changes(
         )
 
 
+def refuse_another_recipe(where: str, stored: Mapping[str, Any], recipe: Recipe, population: Population) -> None:
+    """Refuse to judge responses by a recipe they were not made with: other cards, items, seed or way of asking.
+
+    Weights are not looked at, because a machine that only judges need not have them. Arguments as in
+    `refuse_changes`.
+
+    Raises:
+        RecipeChangedError: with one line `key: old → new` for each change.
+    """
+    flat, parts = flatten(recipe), stored["content"]["parts"]
+    keys = [key for key in parts if key in flat and not key.startswith("model.") and flat[key] != "auto"]
+    now = {key: flat[key] for key in keys}
+    if _TEST_CELLS in parts and population.asked is not None:
+        keys, now = [*keys, _TEST_CELLS], {**now, _TEST_CELLS: _test_cells(population)}
+    lines = diff({key: parts[key] for key in keys}, now) + _population_changes(stored, recipe, population)
+    if lines:
+        raise RecipeChangedError(
+            f"{where} holds responses that were made with another recipe:\n  " + "\n  ".join(lines),
+            "Use the recipe that the responses were made with.",
+        )
+
+
 def _resolved(key: str, value: Any, frozen: Mapping[str, Any]) -> Any:
     return frozen[_FROZEN[key]] if value == "auto" else value
+
+
+def _test_cells(population: Population) -> str:
+    return digest(population.asked, population.item_keys)
+
+
+def _population_changes(stored: Mapping[str, Any], recipe: Recipe, population: Population) -> list[str]:
+    lines = _item_changes(stored["content"]["items"], population)
+    if panel_lines := _panel_changes(stored, population):
+        lines += panel_lines + diff(_panel_fields(stored["recipe"]), _panel_fields(recipe.model_dump(mode="json")))
+    return lines
 
 
 def _item_changes(stored: Mapping[str, str], population: Population) -> list[str]:

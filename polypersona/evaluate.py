@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from polypersona.content import refuse_another_recipe
 from polypersona.errors import PolypersonaError, RecipeError, StorageError
 from polypersona.examples import example_persona, load_examples
 from polypersona.fingerprint import digest_of
@@ -25,6 +26,7 @@ from polypersona.metrics.catalogue import choose_metrics
 from polypersona.metrics.sums import Kind
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
 from polypersona.panel.sources import load_panel
+from polypersona.population import load_population
 from polypersona.progress import Progress
 from polypersona.questionbank import load_instrument
 from polypersona.recipe import Recipe
@@ -73,17 +75,22 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         RecipeError: an unknown metric, or a reference that does not fit what was generated.
-        StorageError: there are no responses, or they are of another recipe.
+        RecipeChangedError: the responses were made with another recipe.
+        StorageError: there are no responses.
     """
     directory = RunDirectory.at(recipe.location)
-    files = _response_files(directory)
+    stored = load_run(directory)
+    files = _response_files(directory, stored)
     reference = _choose_reference(recipe)
+    refuse_another_recipe(directory.path(), stored, recipe, load_population(recipe, directory))
     settings, basis = _build_settings(recipe, directory, reference)
+    num_planned = int(stored["ledger"]["num_cells"])
+    basis |= {"caption": _caption(recipe, settings, reference), "num_planned": num_planned}
     key = digest_of({"files": _file_facts(directory, files), "basis": basis, "version": SCORES_VERSION})
-    if directory.exists(SCORES) and load_run(directory).get("stages", {}).get("evaluate", {}).get("key") == key:
+    if directory.exists(SCORES) and stored.get("stages", {}).get("evaluate", {}).get("key") == key:
         return {**_summary(directory.read_json(SCORES)), "skipped": True}
     partial = _score_files(recipe, directory, settings, files)
-    scores = _build_scores(recipe, settings, partial, reference)
+    scores = _build_scores(recipe, settings, partial, reference, num_planned)
     for kind, name in TABLES.items():
         directory.write(f"scores/{name}.parquet", _render_rows(_rows_of(settings, partial, kind)))
     directory.write_json(SCORES, scores)
@@ -111,11 +118,16 @@ def measure_part(ids: pa.Table, job: Sequence[Any]) -> pa.Table:
     return pa.table({"num_files": [len(names)], "result": pa.array([pickle.dumps(result)], pa.large_binary())})
 
 
-def _response_files(directory: RunDirectory) -> list[str]:
-    files = [name for folder in FOLDERS for name in directory.names(folder, ".parquet")]
-    if not files:
+def _response_files(directory: RunDirectory, stored: dict[str, Any]) -> list[str]:
+    """Return the run's own files of committed shards: what a killed attempt left in quarantine is none."""
+    if "ledger" not in stored:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    return files
+    ending = f"-{stored['fingerprint']}.parquet"
+    responses, quarantine = (directory.names(folder, ending) for folder in FOLDERS)
+    if not responses:
+        raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
+    committed = {name.rpartition("/")[2] for name in responses}
+    return [*responses, *(name for name in quarantine if name.rpartition("/")[2] in committed)]
 
 
 def _choose_reference(recipe: Recipe) -> str:
@@ -233,16 +245,22 @@ def _rows_of(settings: Settings, partial: Partial, kind: Kind) -> list[Row]:
     return sorted(rows, key=lambda row: str(row["group"]))
 
 
-def _build_scores(recipe: Recipe, settings: Settings, partial: Partial, reference: str) -> dict[str, Any]:
+def _build_scores(
+    recipe: Recipe, settings: Settings, partial: Partial, reference: str, num_planned: int
+) -> dict[str, Any]:
     tables = {name: _rows_of(settings, partial, kind) for kind, name in TABLES.items()}
     counts = {name: partial.dispositions[name] for name in DISPOSITIONS if partial.dispositions[name]}
+    caption, num_rows = _caption(recipe, settings, reference), sum(counts.values())
+    if num_rows < num_planned:
+        caption = f"Generation is not finished: {num_rows:,} of {num_planned:,} planned responses are there. {caption}"
     return {
         "synthetic": True,
         "scores_version": SCORES_VERSION,
         "reference": reference,
-        "caption": _caption(recipe, settings, reference),
+        "caption": caption,
         "splits": {"scored": recipe.generate.on},
-        "num_rows": sum(counts.values()),
+        "num_rows": num_rows,
+        "num_planned": num_planned,
         "dispositions": counts,
         "variants_left_out": partial.variants,
         "conditioning": conditioning(tables["overall"]),

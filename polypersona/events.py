@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from polypersona.errors import StorageError
 from polypersona.storage import RunDirectory
 
 FOLDER = "events"
@@ -31,7 +32,11 @@ class EventLog:
         self._count = 0
 
     def write(self, event: str, **facts: Any) -> None:
-        """Write one event with its facts, which are JSON values."""
+        """Write one event with its facts, which are JSON values.
+
+        Raises:
+            StorageError: the log cannot be written.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, "synthetic": True, **facts}, ensure_ascii=False, default=str)
         if not self._run.is_local:
@@ -40,9 +45,15 @@ class EventLog:
             self._run.write(f"{FOLDER}/{self._writer}-{stamp}-{self._count:06d}.jsonl", (line + "\n").encode())
             return
         path = self._run.local_path(f"{FOLDER}/{self._writer}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
-            stream.write((line + "\n").encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as stream:
+                stream.write((line + "\n").encode())
+        except OSError as error:
+            raise StorageError(
+                f"{path} cannot be written: {error.strerror or error}.",
+                "Free space or choose a folder you may write to; what was committed before is kept.",
+            ) from error
 
 
 def read_events(run: RunDirectory, writer: str = "") -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from polypersona.chatml import ChatTokenizer, ShowOptions, build_messages, encode_example
+from polypersona.chatml import ShowOptions, build_messages
 from polypersona.engines.base import Answer
 from polypersona.errors import DatasetError
 from polypersona.records import Assignment, Example, Item, Persona
@@ -104,29 +104,4 @@ def load_examples(run: RunDirectory, split: str) -> list[Example]:
             ) from error
     if not rows:
         raise DatasetError(f"{run.path(name)} is empty.", "Raise dataset.records or its share.")
-    return rows
-
-
-def encode_examples(
-    tokenizer: ChatTokenizer, examples: Iterable[Example], max_length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Return each row's prompt ids and answer ids; the loss is taken on the latter, so none may be lost.
-
-    Raises:
-        DatasetError: a row without an answer to learn, or one that is longer than `max_length` tokens.
-    """
-    rows = []
-    longest, name = 0, ""
-    for example in examples:
-        if not example.messages[-1]["content"].strip():
-            raise DatasetError(f"Example {example.id} has an empty answer: nothing is to learn.", "Drop it.")
-        prompt, answer = encode_example(tokenizer, example.messages)
-        rows.append((prompt, answer))
-        if len(prompt) + len(answer) > longest:
-            longest, name = len(prompt) + len(answer), example.id
-    if longest > max_length:
-        raise DatasetError(
-            f"Example {name} has {longest} tokens, and finetune.max_length is {max_length}: its answer would be cut.",
-            f"Set finetune.max_length to {longest} or more, or shorten the cards.",
-        )
     return rows

@@ -69,6 +69,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if precision is not None:
         finished = finished_training(run_directory, {**content, **precision})
         if finished is not None:
+            if "finetune" not in load_run(run_directory).get("stages", {}):  # killed between the adapter and this
+                update_run(run_directory, {"stages": {"finetune": summarise_training(finished, is_skipped=False)}})
             return summarise_training(finished, is_skipped=True)
     inventory = start_ray(recipe.cluster.limits)
     training = _train(recipe, run_directory, content, precision, inventory)

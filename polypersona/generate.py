@@ -50,7 +50,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeChangedError: the recipe would change the content of the run; nothing is touched.
         TooManyQuarantinedError: finished, with more quarantined than `generate.max_quarantined`.
-        RunFailedError: no cell was answered.
+        RunFailedError: no cell was answered, or a shard was left out.
     """
     begin = time.monotonic()
     refuse_unsupported(recipe)
@@ -64,8 +64,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
         _refuse_smaller(started.ledger, pending, population, directory)
         update_run(directory, started.record)
         _answer_pending(recipe, started, directory, population, weights, pending)
+        _refuse_gaps(directory, started)
     summary = _summary(directory, started, pending, population, time.monotonic() - begin)
-    if pending:
+    is_recorded = stored.get("stages", {}).get("generate", {}).get("planned") == summary["planned"]
+    if pending or not is_recorded:  # the latter where the driver was killed after its last commit
         update_run(directory, {"stages": {"generate": {"state": "finished", **summary}}})
     _judge(recipe, directory, started, summary)
     return summary
@@ -199,6 +201,17 @@ def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:
             if failure:
                 raise pickle.loads(failure)  # our own actor's bytes
             yield row
+
+
+def _refuse_gaps(directory: RunDirectory, started: Start) -> None:
+    """Hold that what was to be answered is committed, whatever became of the rows of statistics on their way."""
+    lost = set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint)
+    if lost:
+        raise RunFailedError(
+            f"{len(lost)} of {started.ledger.num_shards} shards of {directory.path()} were not committed, the first "
+            f"is {min(lost)}.",
+            "Run the same command again.",
+        )
 
 
 def _summary(

@@ -21,7 +21,6 @@ from polypersona.resources import find_resource
 
 Change = Literal["content", "extension", "speed"]
 STAGES = ("dataset", "finetune", "generate", "evaluate", "report")
-Stage = Literal["dataset", "finetune", "generate", "evaluate", "report"]
 AutoCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -155,6 +154,20 @@ class ClusterRecipe(Section):
     limits: Annotated[dict[str, float], _kind("speed")] = Field(default_factory=dict)
     prices: Annotated[dict[str, float], _kind("speed")] = Field(default_factory=dict)
 
+    @field_validator("limits")
+    @classmethod
+    def _limits_what_is_counted(cls, limits: dict[str, float]) -> dict[str, float]:
+        if other := sorted(set(limits) - {"CPU", "GPU"}):
+            raise ValueError(f"{other[0]!r} cannot be limited, only 'CPU' and 'GPU' can")
+        return limits
+
+    @field_validator("prices")
+    @classmethod
+    def _has_no_prices(cls, prices: dict[str, float]) -> dict[str, float]:
+        if prices:
+            raise ValueError("prices are not part of this version, which plans no cost; leave the key out")
+        return prices
+
 
 class Recipe(Section):
     """The whole run."""
@@ -214,7 +227,7 @@ PRESETS: Mapping[str, FinetuneSettings] = {
         epochs=3, learning_rate=2e-4, rank=16, alpha=32, dropout=0.05, batch_size=4, accumulation=4, max_length=1024
     ),
     "tiny": FinetuneSettings(
-        epochs=3, learning_rate=3e-3, rank=16, alpha=32, dropout=0.05, batch_size=16, accumulation=1, max_length=512
+        epochs=3, learning_rate=3e-3, rank=16, alpha=32, dropout=0.0, batch_size=16, accumulation=1, max_length=512
     ),
 }
 

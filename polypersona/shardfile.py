@@ -105,8 +105,13 @@ def read_footer(schema: pa.Schema, where: str) -> Footer:
             f"{where} has schema version {version}; this version of polypersona reads {SCHEMA_VERSION}.",
             "Read the run with the version that wrote it.",
         )
-    numbers = {name: int(stored[name]) for name in ("shard", "planned", "committed", "quarantined")}
-    return Footer(fingerprint=stored["fingerprint"], content_hash=stored["content_hash"], **numbers)
+    try:
+        numbers = {name: int(stored[name]) for name in ("shard", "planned", "committed", "quarantined")}
+        return Footer(fingerprint=stored["fingerprint"], content_hash=stored["content_hash"], **numbers)
+    except (KeyError, ValueError) as error:
+        raise StorageError(
+            f"{where} is no shard of a run: its footer lacks a valid {error}.", "Delete it and run generate again."
+        ) from error
 
 
 def content_hash(table: pa.Table) -> str:

@@ -25,6 +25,8 @@ from polypersona.errors import StorageError
 from polypersona.location import join_location
 
 SCHEMA_VERSION = 1
+# Where Ray unpacks what `ray job submit --working-dir` uploads; the job runs there, so relative paths lead there.
+_JOB_COPY = "/runtime_resources/working_dir_files/"
 
 _REPEATED = pa.dictionary(pa.int32(), pa.string())
 RESPONSE_SCHEMA = pa.schema(
@@ -95,6 +97,28 @@ class RunDirectory:
         if not self.is_local:
             raise StorageError(f"{self.path(name)} is not a local path.", "Use a run directory on this machine.")
         return Path(self.path(name))
+
+    def refuse_unusable(self) -> None:
+        """Refuse a place that could not keep a run, before any work is done for it. Creates nothing.
+
+        Raises:
+            StorageError: a folder that may not be written, or one that Ray deletes with the job.
+        """
+        if not self.is_local:
+            self.filesystem()
+            return
+        if _JOB_COPY in self.location:
+            raise StorageError(
+                f"{self.location} is inside the copy of the working directory that Ray deletes with the job.",
+                "Give `out` as an absolute path or a URL that all nodes share: --set out=/path/to/runs.",
+            )
+        path = Path(self.location)
+        existing = next(place for place in (path, *path.parents) if place.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            what = "may not be written" if existing.is_dir() else "is a file"
+            raise StorageError(
+                f"{self.location} is no place for a run: {existing} {what}.", "Set out: to a folder you may write to."
+            )
 
     def exists(self, name: str) -> bool:
         """Return whether the file (not a folder) is there."""
@@ -193,7 +217,7 @@ class RunDirectory:
             )
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
-                f"{self.location} is no place to write to: {error}.", "Name a local path, s3://… or gs://…."
+                f"{self.location} is no place for a run: {error}.", "Name a local path, s3://… or gs://…."
             ) from error
         return fs, root.rstrip("/")
 

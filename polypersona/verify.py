@@ -20,7 +20,16 @@ import pyarrow as pa
 
 from polypersona.errors import PolypersonaError, StorageError
 from polypersona.events import read_events
-from polypersona.ledger import QUARANTINE, RESPONSES, Ledger, committed_shards, item_key, ledger_from, shard_name
+from polypersona.ledger import (
+    QUARANTINE,
+    RESPONSES,
+    Ledger,
+    committed_shards,
+    item_key,
+    ledger_from,
+    shard_name,
+    shard_number,
+)
 from polypersona.records import digest
 from polypersona.shardfile import QUARANTINE_SCHEMA, Footer, content_hash, file_hash, read_shard
 from polypersona.storage import RESPONSE_SCHEMA, RunDirectory, load_run
@@ -132,6 +141,8 @@ def read_status(run: RunDirectory, now: Callable[[], float] = time.time) -> Stat
     counted = sum(event["rows"] + event["quarantined"] for event in known)
     reasons: Counter[str] = Counter()
     for name in run.names(QUARANTINE, f"-{stored['fingerprint']}.parquet"):
+        if shard_number(name) not in done:  # of an attempt that was killed before its commit, or goes on
+            continue
         reasons.update(read_shard(run.read(name), run.path(name))[0].column("reason").to_pylist())
     # A writer that was killed between a commit and its line leaves a shard without one; count it as an average one.
     responses_done = ledger.num_cells if len(done) == ledger.num_shards else _scaled(counted, len(known), len(done))

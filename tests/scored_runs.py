@@ -11,13 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polypersona.content import content_parts, extend_ledger
 from polypersona.engines.base import Cell, EngineSettings, Group
 from polypersona.engines.rules import RulesEngine
+from polypersona.engines.settings import Weights
+from polypersona.ledger import Ledger
 from polypersona.panel.sources import load_panel
+from polypersona.population import item_hashes, load_population
 from polypersona.questionbank import load_instrument
 from polypersona.recipe import Recipe, build_recipe
 from polypersona.records import Assignment, Item, Persona
-from polypersona.storage import RESPONSE_SCHEMA, RunDirectory
+from polypersona.storage import RESPONSE_SCHEMA, RunDirectory, update_run
 
 Row = dict[str, Any]
 Answers = Callable[[Persona, Sequence[Item]], list[Row]]
@@ -89,8 +93,20 @@ def table(rows: Sequence[Row]) -> pa.Table:
 
 
 def write_shards(recipe: Recipe, rows: Sequence[Row], num_shards: int, folder: str = "responses") -> RunDirectory:
-    """Write the rows as shards of equal size, or fewer where there are not enough rows."""
+    """Write the rows as shards of equal size, or fewer where there are not enough rows, and the run's record."""
     directory = RunDirectory.at(recipe.location)
+    population = load_population(recipe, directory)
+    frozen = {"shard_personas": recipe.generate.shard_personas}
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "fingerprint": "f00d",
+        "content": {
+            "parts": content_parts(recipe, frozen, Weights(), population),
+            "items": item_hashes(population),
+        },
+        "ledger": extend_ledger(Ledger(recipe.generate.shard_personas), recipe, population).as_json(),
+    }
+    update_run(directory, record)
     size = -(-len(rows) // num_shards)
     for number, start in enumerate(range(0, len(rows), size)):
         sink = io.BytesIO()

@@ -10,8 +10,9 @@ from scored_runs import people_and_items, row, rows_of, scored_recipe, taught, w
 
 from polypersona import evaluate
 from polypersona.engines.base import Answer
-from polypersona.errors import RecipeError, StorageError
+from polypersona.errors import RecipeChangedError, RecipeError, StorageError
 from polypersona.examples import build_example, render_examples
+from polypersona.recipe import build_recipe
 from polypersona.records import Assignment
 from polypersona.storage import RunDirectory, load_run
 
@@ -57,6 +58,33 @@ def test_one_shard_and_many_give_the_same_bytes_and_a_second_run_does_nothing(lo
     table = pq.read_table(tmp_path / "one" / "scores" / "by_item.parquet")
     assert table.to_pylist() == scores["by_item"]
     assert table.schema.metadata[b"synthetic"] == b"true"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", 8), ("instrument.show_options", "letters"), ("generate.rationale", True)]
+)
+def test_a_recipe_the_responses_were_not_made_with_is_refused_with_the_difference(tmp_path, key, value):
+    recipe = scored_recipe(tmp_path)
+    write_shards(recipe, rows_of(recipe, taught(recipe.seed)), 1)
+    changed = recipe.model_dump(mode="json")
+    section, _, name = key.rpartition(".")
+    (changed[section] if section else changed)[name] = value
+    with pytest.raises(RecipeChangedError, match=f"{key}: .* → {json.dumps(value).strip(chr(34))}"):
+        evaluate.run(build_recipe(changed))
+    assert not RunDirectory.at(recipe.location).exists("scores/scores.json")
+
+
+@pytest.mark.ray
+def test_files_of_another_run_and_of_uncommitted_shards_are_not_scored_and_a_gap_is_told(local_ray, tmp_path):
+    recipe = scored_recipe(tmp_path, metrics=["validity"])
+    rows = rows_of(recipe, taught(recipe.seed))
+    directory = write_shards(recipe, rows[:-8], 2)
+    shard = directory.read("responses/shard-00000-f00d.parquet")
+    directory.write("responses/shard-00000-beef.parquet", shard)
+    directory.write("quarantine/shard-00007-f00d.parquet", shard)
+    assert evaluate.run(recipe)["num_rows"] == len(rows) - 8
+    caption = directory.read_json("scores/scores.json")["caption"]
+    assert "Generation is not finished: 472 of 480 planned responses are there." in caption
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ import pytest
 from toy_models import make_toy_model
 
 from polypersona.engines.base import Answer
-from polypersona.errors import InfeasiblePlanError, ModelError, RecipeChangedError, StorageError
+from polypersona.errors import DatasetError, InfeasiblePlanError, ModelError, RecipeChangedError, StorageError
 from polypersona.examples import build_example, render_examples
 from polypersona.models.loading import load_model
 from polypersona.recipe import Recipe, build_recipe
@@ -81,6 +81,7 @@ def test_training_json_records_what_was_done(trained: tuple[Recipe, dict[str, An
     assert [entry["epoch"] for entry in training["log"] if "eval_loss" in entry] == [1.0, 2.0]
     assert training["loss"] < training["log"][0]["loss"]
     assert "synthetic" in (folder / "README.md").read_text()
+    assert "| prompts cut at the head | 0, to 256 tokens a row |" in (folder / "README.md").read_text()
     assert list((folder / "tensorboard").glob("events.*"))
     assert not (Path(recipe.location) / "train").exists()
     assert load_run(RunDirectory.at(recipe.location))["stages"]["finetune"]["steps"] == 8
@@ -97,6 +98,18 @@ def test_a_finished_run_is_not_trained_again(trained: tuple[Recipe, dict[str, An
     assert again["skipped"] is True
     assert again["adapter_hash"] == summary["adapter_hash"]
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.ray
+def test_a_driver_killed_after_the_adapter_is_made_up_for(trained: tuple[Recipe, dict[str, Any]]) -> None:
+    from polypersona import finetune
+
+    recipe, summary = trained
+    run = RunDirectory.at(recipe.location)
+    stored = load_run(run)
+    run.write_json("run.json", {**stored, "stages": {}})
+    assert finetune.run(recipe)["skipped"] is True
+    assert load_run(run)["stages"]["finetune"] == summary
 
 
 @pytest.mark.ray
@@ -152,6 +165,17 @@ def test_without_a_dataset_or_a_model_nothing_starts(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         finetune.run(recipe)
     assert not (tmp_path / "toy" / "adapter").exists()
+
+
+def test_a_broken_validation_split_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    from polypersona.training.folder import load_validation
+
+    run = RunDirectory.at(tmp_path)
+    run.write("dataset/validation.jsonl", b"")
+    assert load_validation(run) == []
+    run.write("dataset/validation.jsonl", b"{\n")
+    with pytest.raises(DatasetError, match=r"validation\.jsonl, line 1"):
+        load_validation(run)
 
 
 def test_a_recipe_that_brings_its_own_adapter_is_not_trained(tmp_path: Path) -> None:

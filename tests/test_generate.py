@@ -85,6 +85,10 @@ def test_any_number_of_actors_writes_the_same_bytes_and_a_second_run_does_nothin
     stored = load_run(RunDirectory.at(tmp_path / "with1"))
     assert stored["stages"]["generate"]["state"] == "finished"
     assert stored["frozen"]["shard_personas"] == 4
+    # A driver that was killed between its last commit and its entry in run.json is made up for.
+    RunDirectory.at(tmp_path / "with1").write_json("run.json", {**stored, "stages": {}})
+    assert generate.run(one)["skipped"]
+    assert load_run(RunDirectory.at(tmp_path / "with1"))["stages"]["generate"]["committed"] == 120
     assert stored["plan"]["generate"]["dtype"]["reason"]
 
 
@@ -112,6 +116,15 @@ def test_a_change_of_content_is_refused_with_a_diff_and_one_of_speed_goes_on(loc
     moved.write_bytes(Path(panel).read_bytes())
     assert generate.run(recipe(tmp_path, str(moved)))["skipped"]
     assert hashes(tmp_path / "run", "**/*") == before
+
+
+@pytest.mark.ray
+def test_a_shard_that_gets_lost_on_the_way_is_no_finished_run(local_ray, tmp_path, monkeypatch):
+    panel = write_panel(tmp_path / "panel.jsonl", 8)
+    monkeypatch.setattr(generate, "_map_shards", lambda job, plan: iter(()))
+    with pytest.raises(RunFailedError, match=r"2 of 2 shards .* were not committed, the first is 0"):
+        generate.run(recipe(tmp_path, panel))
+    assert "generate" not in load_run(RunDirectory.at(tmp_path / "run")).get("stages", {})
 
 
 @pytest.mark.ray

@@ -189,6 +189,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(data, key, near):
         ({"generate": {"draws": 2.5}}, "generate.draws: input should be a valid integer"),
         ({"instrument": {"response_types": ["likrt"]}}, "Did you mean 'likert'?"),
         ({"cluster": {"limits": {"CPU": "two"}}}, "cluster.limits.CPU: input should be a valid number"),
+        ({"cluster": {"limits": {"cpus": 2}}}, "cluster.limits: 'cpus' cannot be limited, only 'CPU' and 'GPU' can"),
+        ({"cluster": {"prices": {"GPU": 2.5}}}, "cluster.prices: prices are not part of this version"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_its_key(data, message):

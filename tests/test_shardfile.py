@@ -116,6 +116,15 @@ def test_a_damaged_file_is_named():
         read_shard(b"PAR1 nonsense", "a file")
 
 
+@pytest.mark.parametrize("broken", [{"shard": ""}, {"planned": None}, {"fingerprint": None}])
+def test_a_file_whose_footer_is_not_a_shards_is_named(broken):
+    stored = {"schema_version": "1", "shard": "0", "planned": "0", "committed": "0", "quarantined": "0"}
+    stored |= {"fingerprint": "f", "content_hash": "c"} | broken
+    schema = RESPONSE_SCHEMA.with_metadata({key: value for key, value in stored.items() if value is not None})
+    with pytest.raises(StorageError, match="a file is no shard of a run"):
+        read_footer(schema, "a file")
+
+
 def test_a_file_of_another_schema_version_is_refused():
     schema = build_table([ROW]).schema.with_metadata({"schema_version": "9"})
     with pytest.raises(StorageError, match="schema version 9"):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polypersona.errors import StorageError
+from polypersona.events import EventLog
 from polypersona.location import join_location
 from polypersona.storage import SCHEMA_VERSION, RunDirectory, load_run, update_run
 
@@ -264,7 +265,7 @@ def test_a_runs_record_says_that_it_is_synthetic_and_merges_one_level_deep(run):
 
 @pytest.mark.parametrize("location", ["nowhere://bucket/runs", "runs/toy"])
 def test_an_address_that_is_none_is_named(location):
-    with pytest.raises(StorageError, match="is no place to write to"):
+    with pytest.raises(StorageError, match="is no place for a run"):
         RunDirectory(location).filesystem()
 
 
@@ -322,3 +323,31 @@ def test_a_server_that_does_not_answer_is_named(s3_url, monkeypatch):
     run = RunDirectory.at("s3://bucket/toy?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
     with pytest.raises(StorageError, match="cannot be looked for"):
         run.exists("run.json")
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "events").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match=r"events/driver\.jsonl cannot be written"):
+        EventLog(RunDirectory.at(tmp_path), "driver").write("start")
+
+
+def test_a_place_that_ray_deletes_with_the_job_is_refused(tmp_path, monkeypatch):
+    copy = tmp_path / "ray" / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(StorageError, match=r"Ray deletes with the job.*absolute path or a URL"):
+        RunDirectory.at("runs/smoke").refuse_unusable()
+    RunDirectory.at(tmp_path / "runs" / "smoke").refuse_unusable()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_below_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StorageError, match=r"no place for a run: .*taken is a file"):
+        RunDirectory.at(tmp_path / "taken" / "smoke").refuse_unusable()
+
+
+def test_a_run_in_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(StorageError, match="may not be written"):
+        RunDirectory.at(tmp_path / "runs").refuse_unusable()

@@ -17,7 +17,7 @@ from polypersona.ledger import Box, Ledger
 from polypersona.population import Population
 from polypersona.records import Item, Persona
 from polypersona.shard_actor import Job, ShardActor
-from polypersona.shardfile import Footer, build_table, read_shard, render_shard
+from polypersona.shardfile import Footer, read_shard, render_shard
 from polypersona.storage import RunDirectory, update_run
 from polypersona.verify import read_status, verify
 
@@ -210,7 +210,9 @@ def test_the_actor_answers_a_committed_shard_from_its_file(tmp_path):
 
 def test_what_an_actor_left_in_quarantine_without_a_commit_is_removed(tmp_path):
     run = make_run(tmp_path, shards=[])
-    run.write("quarantine/shard-00000-ab.parquet", render_shard(build_table([]), Footer("ab", 0, 0, 0, 0)))
+    made = make_run(tmp_path / "failed", failing=(0, 1), shards=[0])
+    run.write("quarantine/shard-00000-ab.parquet", made.read("quarantine/shard-00000-ab.parquet"))
+    assert read_status(run).quarantined == 0
     make_run(tmp_path)
     assert not run.names("quarantine")
     assert pq.read_table(run.local_path(FIRST)).num_rows == 4

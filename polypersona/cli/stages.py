@@ -12,6 +12,7 @@ import click
 from polypersona.cli.options import json_option, recipe_options
 from polypersona.errors import TooManyQuarantinedError
 from polypersona.recipe import STAGES, Recipe, load_recipe
+from polypersona.storage import RunDirectory
 
 _MODULES = {stage: f"polypersona.{stage}" for stage in STAGES} | {"report": "polypersona.report.stage"}
 
@@ -53,6 +54,7 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
 
 def _refuse_late_mistakes(recipe: Recipe) -> None:
     """Raise for what a later stage would refuse only after hours of work."""
+    RunDirectory.at(recipe.location).refuse_unusable()
     if recipe.evaluate.metrics:
         choose_metrics = importlib.import_module("polypersona.metrics.catalogue").choose_metrics
         choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
@@ -70,7 +72,9 @@ def plan_command(recipe_path: str, overrides: tuple[str, ...], inventory_path: P
     \b
     Example: polypersona plan jobs/paper.yaml --inventory cluster.json
     """
-    _echo_plan(load_recipe(recipe_path, overrides), inventory_path, as_json=as_json)
+    recipe = load_recipe(recipe_path, overrides)
+    _refuse_late_mistakes(recipe)
+    _echo_plan(recipe, inventory_path, as_json=as_json)
 
 
 @click.command("dataset")
@@ -129,7 +133,9 @@ def report_command(recipe_path: str, overrides: tuple[str, ...]) -> None:
 
 
 def _run_alone(stage: str, recipe_path: str, overrides: tuple[str, ...]) -> None:
-    result = _run_stage(stage, load_recipe(recipe_path, overrides))
+    recipe = load_recipe(recipe_path, overrides)
+    RunDirectory.at(recipe.location).refuse_unusable()
+    result = _run_stage(stage, recipe)
     click.echo(result["report"] if stage == "report" else _one_line(stage, result))
 
 

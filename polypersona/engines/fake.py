@@ -28,7 +28,6 @@ from polypersona.errors import EngineError, nearest
 from polypersona.records import Disposition, Persona, seed_from
 
 FAILURES = ("error", "refusal", "invalid", "nonresponse", "raise", "crash")
-ENGINE_VERSION = 1
 
 _FAILED: dict[str, tuple[Disposition, str]] = {
     "refusal": ("refusal", "I prefer not to answer."),

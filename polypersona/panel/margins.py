@@ -6,9 +6,10 @@ What is a count and what an approximation:
   Alignment project, Kirk et al. 2024).
 - Education, work and marital status by age, religion, area and political views are rounded *approximations* to the
   published tables named beside them. They are close enough to look like a population and no basis for an estimate.
-- Occupations are no census: their kinds have the shares the PolyPersona paper reports for its own 433 personas
-  (professionals 17.8 %, educators 14.2, students 12.5, healthcare workers 11.3, technical specialists 10.7), so
-  students are about twice as frequent as among US adults.
+- Occupations are no census: their kinds stand to each other as in the PolyPersona paper's own 433 personas
+  (professionals 17.8 %, educators 14.2, healthcare workers 11.3, technical specialists 10.7). Here they hold three
+  quarters of those shares of a panel, because its retired, a fifth, have no occupation. Students are as many as in
+  the paper, 12.5 %, about twice as many as among US adults.
 - Values, temperament and interests are uniform and independent of everything else, by assumption.
 
 Weights in a row are relative; they need not sum to one. A table by age is a tuple of (lowest age, row), ascending: a
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-MARGINS_VERSION = 1
+MARGINS_VERSION = 2
 Row: TypeAlias = Mapping[str, float]
 ByAge: TypeAlias = tuple[tuple[int, Row], ...]
 
@@ -92,7 +93,8 @@ WORK_BY_AGE: ByAge = (
 )  # fmt: skip
 # About four in five of those who keep house are women.
 KEEPING_HOUSE_BY_GENDER: Row = {"female": 1.6, "male": 0.4, "nonbinary": 1.0}
-WORK_WITHOUT_OCCUPATION = frozenset({"student", "unemployed", "keeping house"})
+# Who is retired has no occupation either: a card that names one reads as if its persona still worked.
+WORK_WITHOUT_OCCUPATION = frozenset({"student", "unemployed", "keeping house", "retired"})
 
 # Approximation to the Census Bureau's marital status tables, 2022. Nobody under 25 is widowed.
 MARITAL_BY_AGE: ByAge = (

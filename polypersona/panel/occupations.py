@@ -1,9 +1,10 @@
 """Occupations by kind: who can hold them, and how often a kind occurs at each level of education.
 
 The kinds and their shares are the PolyPersona paper's persona types; which kind goes with which education is this
-project's assumption, fitted so that over all sampled personas the shares come out as the paper's. An occupation is
-held from a lowest education and a lowest age on; those of public service and of the factory floor are never
-self-employed. Knows no sampling.
+project's assumption, fitted so that over all sampled personas the kinds stand to each other as in the paper. Their
+shares of a panel are smaller than the paper's, because sampled personas who are retired have no occupation. An
+occupation is held from a lowest education and a lowest age on; those of public service and of the factory floor are
+never self-employed. Knows no sampling.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ OCCUPATIONS: tuple[Occupation, ...] = (
     ),
 )  # fmt: skip
 
-# Weight of each kind among those with an occupation, by education; fitted to PAPER_SHARES.
+# Weight of each kind among those with an occupation, by education; fitted to the proportions of PAPER_SHARES.
 KIND_BY_EDUCATION: Mapping[str, Mapping[str, float]] = {
     "less than high school": {"healthcare worker": 15.8, "other": 84.2},
     "high school": {

@@ -75,7 +75,8 @@ def count_quarantine(directory: RunDirectory) -> Counter[str]:
             table = pq.read_table(f"{root}/{name}", columns=["reason"], filesystem=fs)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"{directory.path(name)} cannot be read: {error}.", "Run `polypersona retry`."
+                f"{directory.path(name)} cannot be read: {error}.",
+                "Delete it and the file of that name in responses/, and run generate again.",
             ) from error
         reasons.update(str(reason) for reason in table["reason"].to_pylist())
     return reasons

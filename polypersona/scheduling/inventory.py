@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from polypersona.errors import InfeasiblePlanError, RecipeError
 from polypersona.scheduling.policy import Gpu, Inventory, Node, limit_inventory
 
 PROBE_TIMEOUT_S = 120.0
+CONNECT_TIMEOUT_S = 10.0
 # One thread a process: the pool is the parallelism, and a blocked OpenMP barrier costs more than a second thread gains.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _NVIDIA_SMI = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
@@ -128,13 +130,39 @@ def _join_cluster() -> bool:
     address = _named_address()
     if address is None and not _is_running_here():
         return False
+    if address is not None:
+        _refuse_silent_address(address)
     try:
         ray.init(address=address or "auto", **_quiet_options())
-    except ConnectionError:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         if address is not None:
-            raise
-        return False  # a cluster that was killed leaves its address behind
+            raise _address_error(address, "no Ray cluster answers there") from error
+        if isinstance(error, ConnectionError):
+            return False  # a cluster that was killed leaves its address behind
+        raise
     return True
+
+
+def _refuse_silent_address(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would go on trying for minutes."""
+    scheme, _, place = address.rpartition("://")
+    if scheme.startswith("http"):
+        raise _address_error(address, "this is the address of a job server, not of the cluster")
+    if address == "auto":
+        return
+    host, separator, port = place.rstrip("/").rpartition(":")
+    if not separator or not port.isdecimal():
+        raise _address_error(address, "an address is HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _address_error(address, f"nothing answers there ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _address_error(address: str, what: str) -> InfeasiblePlanError:
+    return InfeasiblePlanError(
+        f"RAY_ADDRESS is {address!r}: {what}.", "Unset RAY_ADDRESS, or set it to HOST:PORT as `ray start` printed it."
+    )
 
 
 def _start_local(limits: Mapping[str, float]) -> None:

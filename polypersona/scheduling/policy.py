@@ -137,16 +137,13 @@ def build_plan(
     Raises:
         InfeasiblePlanError: not even one actor or worker fits; the message names the shortest resource.
     """
-    if inventory.cpus <= 0:
-        raise InfeasiblePlanError(
-            f"{inventory.source} offers no CPU to this run.", "Raise cluster.limits.CPU to at least 1."
-        )
     train = plan_training(recipe, inventory)
     return Plan(inventory, train, plan_generation(recipe, inventory, num_shards, weight_bytes))
 
 
 def plan_training(recipe: Recipe, inventory: Inventory) -> TrainPlan:
     """Choose the training workers. The global batch is the recipe's, whatever their number."""
+    _refuse_without_cpu(inventory)
     settings = finetune_settings(recipe.finetune)
     asked = recipe.finetune.workers
     num_gpus = len(inventory.gpus)
@@ -176,6 +173,7 @@ def plan_generation(
     recipe: Recipe, inventory: Inventory, num_shards: int | None = None, weight_bytes: int | None = None
 ) -> GeneratePlan:
     """Choose actors, precision, quantisation, slots and threads of generation."""
+    _refuse_without_cpu(inventory)
     uses_model = recipe.generate.engine in MODEL_ENGINES
     uses_gpu = uses_model and bool(inventory.gpus)
     actors = choose_actors(recipe, inventory, num_shards, weight_bytes)
@@ -262,6 +260,13 @@ def choose_actors(
     if fits < cpus:
         return _at_most(Decision(fits, f"memory: an actor needs {each / GIB:.1f} GiB"), limit)
     return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
+
+
+def _refuse_without_cpu(inventory: Inventory) -> None:
+    if inventory.cpus <= 0:
+        raise InfeasiblePlanError(
+            f"{inventory.source} offers no CPU to this run.", "Raise cluster.limits.CPU to at least 1."
+        )
 
 
 def _at_most(actors: Decision[int], limit: int | None) -> Decision[int]:

@@ -56,6 +56,7 @@ def render_card(training: Mapping[str, Any]) -> bytes:
         ("base model", f"`{base}`"),
         ("hash of the base", f"`{training['base']['hash']}`"),
         ("examples", f"{training['num_examples']} in training, {training['num_validation']} in validation"),
+        ("prompts cut at the head", f"{training['num_shortened']:,}, to {settings['max_length']} tokens a row"),
         ("LoRA", f"rank {settings['rank']}, alpha {settings['alpha']}, dropout {settings['dropout']}"),
         ("attached to", ", ".join(f"`{name}`" for name in training["targets"])),
         ("learning rate", f"{settings['learning_rate']:g}, {settings['scheduler']}"),

@@ -49,11 +49,11 @@ def encode_examples(tokenizer: ChatTokenizer, examples: Sequence[Example], max_l
     """
     rows, num_shortened = [], 0
     for example in examples:
-        prompt, answer = encode_example(tokenizer, example.messages)
-        if not answer:
+        if not example.messages[-1]["content"].strip():
             raise DatasetError(
                 f"The example {example.id!r} has an empty answer, so there is nothing to learn from.", "Remove the row."
             )
+        prompt, answer = encode_example(tokenizer, example.messages)
         room = max_length - len(answer)
         if room < min(MIN_PROMPT_TOKENS, len(prompt)):
             raise DatasetError(

@@ -15,7 +15,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from polypersona.chatml import RENDERER_VERSION
-from polypersona.errors import DatasetError, RecipeChangedError
+from polypersona.errors import RecipeChangedError
 from polypersona.examples import load_examples
 from polypersona.fingerprint import diff
 from polypersona.models.adapters import CONFIG, TRAINING, WEIGHTS
@@ -57,10 +57,13 @@ def _data_hashes(run_directory: RunDirectory) -> dict[str, str]:
 
 
 def load_validation(run_directory: RunDirectory) -> list[Example]:
-    """Return the validation rows; a recipe may give that split no share."""
-    with contextlib.suppress(DatasetError):
-        return load_examples(run_directory, "validation")
-    return []
+    """Return the validation rows; a recipe may give that split no share.
+
+    Raises:
+        DatasetError: a line of it is no example.
+        StorageError: the dataset stage has not run.
+    """
+    return load_examples(run_directory, "validation") if run_directory.read("dataset/validation.jsonl") else []
 
 
 def finished_training(run_directory: RunDirectory, content: Mapping[str, Any]) -> dict[str, Any] | None:

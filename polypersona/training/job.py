@@ -35,7 +35,8 @@ class Outcome:
 
     `log` has one entry per logged step: step, epoch, loss, learning_rate, grad_norm, and eval_loss where it was
     measured. `first_step` is above 0 where a checkpoint was resumed; `seconds` are this attempt's. Token counts are
-    those of the whole training, padding excluded.
+    those of the whole training, padding excluded. `num_shortened` prompts, of training and validation, were
+    longer than a row may be and lost their head.
     """
 
     log: tuple[dict[str, float], ...]

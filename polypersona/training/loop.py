@@ -1,8 +1,9 @@
 """The training loop: a base model, encoded rows and settings → an adapter, checkpoint by checkpoint.
 
 Runs in one process of a group, or alone; knows torch and the Hugging Face Trainer, no recipe, no run directory and no
-Ray. What comes out depends on the job alone: sample order and dropout are functions of seed and step, and the number
-of workers only says how a step's examples are shared out. So a resumed training ends where an undisturbed one does.
+Ray. Sample order is a function of the job, dropout of the seed, the step and the worker's rank; so a resumed training
+ends where an undisturbed one does. Another number of workers shares out the same examples of a step and draws other
+dropout.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def train(
         seconds=time.perf_counter() - begin,
         tokens=sum(len(encoded.rows[index].ids) for index in order),
         answer_tokens=sum(encoded.rows[index].num_answer for index in order),
-        num_shortened=encoded.num_shortened,
+        num_shortened=encoded.num_shortened + held_out.num_shortened,
         batch_size=micro,
         accumulation=accumulation,
         world_size=place.world_size,
@@ -255,6 +256,9 @@ def _build_model(job: TrainingJob, device: str) -> tuple[Any, Any]:
         trust_remote_code=job.trust_remote_code,
         device=device,
     )
+    if device == "cpu":
+        # The fused kernel's backward pass costs twice the plain products on a CPU.
+        base.set_attn_implementation("eager")
     base.config.use_cache = False
     targets = lora_targets(base)
     set_seed(seed_from(job.seed, "lora") % 2**32)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from polypersona.errors import PolypersonaError
+from polypersona.errors import InfeasiblePlanError, PolypersonaError
 from polypersona.scheduling.inventory import load_inventory, local_inventory, read_inventory, start_ray
 
 
@@ -55,3 +55,19 @@ def test_a_local_ray_starts_quietly_within_its_limits():
     )
     assert done.stdout.split() == ["1.0", "1.0", "1"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", "nothing answers there"),
+        ("bogus", "HOST:PORT"),
+        ("http://127.0.0.1:8265", "a job server"),
+        ("127.0.0.1:99999", "nothing answers there"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch, address, says):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InfeasiblePlanError, match=says):
+        read_inventory()

@@ -7,7 +7,16 @@ import pytest
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import build_recipe, finetune_settings
-from polypersona.scheduling.policy import GIB, Gpu, Inventory, Node, build_plan, limit_inventory
+from polypersona.scheduling.policy import (
+    GIB,
+    Gpu,
+    Inventory,
+    Node,
+    build_plan,
+    limit_inventory,
+    plan_generation,
+    plan_training,
+)
 
 T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
 LAPTOP = Inventory((Node(2, 8 * GIB, has_cpu_bf16=True),))
@@ -94,9 +103,10 @@ def test_limits_cut_the_inventory_node_by_node():
     assert limited.gpus == (A100,)
 
 
-def test_no_cpu_is_refused():
+@pytest.mark.parametrize("plan", [build_plan, plan_training, plan_generation])
+def test_no_cpu_is_refused(plan):
     with pytest.raises(InfeasiblePlanError, match="no CPU"):
-        build_plan(recipe(), limit_inventory(LAPTOP, {"CPU": 0}))
+        plan(recipe(), limit_inventory(LAPTOP, {"CPU": 0}))
 
 
 def test_a_plan_is_json():

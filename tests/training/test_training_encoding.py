@@ -8,6 +8,7 @@ import pytest
 import torch
 from toy_models import FAMILIES, make_toy_model, make_toy_tokenizer
 
+from polypersona.chatml import encode_prompt
 from polypersona.errors import DatasetError
 from polypersona.models.loading import load_base_model
 from polypersona.records import Example
@@ -27,6 +28,7 @@ def test_the_answer_and_its_end_of_turn_are_what_is_learnt() -> None:
     row = encode_examples(tokenizer, [example("How satisfied?", "Satisfied.")], 512).rows[0]
     assert tokenizer.decode(row.ids[-row.num_answer :]) == "Satisfied.<|im_end|>"
     assert tokenizer.decode(row.ids[: -row.num_answer]).endswith("<|im_start|>assistant\n")
+    assert list(row.ids[: -row.num_answer]) == encode_prompt(tokenizer, example("How satisfied?", "").messages[:-1])
 
 
 def test_a_long_prompt_loses_its_head_and_is_counted_and_the_answer_stays_whole() -> None:
@@ -42,6 +44,12 @@ def test_a_long_prompt_loses_its_head_and_is_counted_and_the_answer_stays_whole(
 def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused() -> None:
     with pytest.raises(DatasetError, match="'e1'"):
         encode_examples(make_toy_tokenizer(), [example("How?", "money is tight " * 40)], 64)
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_example_without_an_answer_is_named(answer: str) -> None:
+    with pytest.raises(DatasetError, match="'e1' has an empty answer"):
+        encode_examples(make_toy_tokenizer(), [example("How?", answer)], 64)
 
 
 def test_labels_cover_exactly_the_answers() -> None:
