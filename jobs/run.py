@@ -1,6 +1,6 @@
 """The whole run, or some of its stages, as a Ray job; the job is the command line.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+    RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/run.py jobs/smoke.yaml --from generate --set out="$PWD/runs"
 
 A job runs in a copy of the working directory that Ray deletes, so `out` must be an absolute path or a URL; a relative
