@@ -258,7 +258,12 @@ MISTAKES = {
     "a place that cannot be written": (
         file_in_the_place_of_out,
         ["dataset", "recipe.yaml"],
-        ["runs/toy", "cannot be written"],
+        ["runs/toy is no place for a run", "is a file"],
+    ),
+    "a place that cannot be written, before any Ray is started": (
+        file_in_the_place_of_out,
+        ["generate", "recipe.yaml"],
+        ["runs/toy is no place for a run", "is a file"],
     ),
     "an address that is none": (
         nothing,
@@ -282,13 +287,6 @@ def test_a_change_of_content_is_refused_and_the_dataset_kept(place, monkeypatch,
     )
     code, out, _ = call(monkeypatch, capsys, "dataset", "recipe.yaml")
     assert (code, out[:23]) == (0, "dataset: nothing to do;")
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_responses_that_cannot_be_written_are_named(place, monkeypatch, capsys):
-    file_in_the_place_of_out(place)
-    refuse(place, monkeypatch, capsys, ["generate", "recipe.yaml"], ["runs/toy", "cannot be written"])
 
 
 def test_the_installed_program_says_the_same(place):
