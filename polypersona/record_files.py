@@ -1,11 +1,13 @@
-"""Files of records → rows with their place: a JSON list, JSON Lines whatever the extension, or `{"data": [...]}`.
+"""Files of records → rows with their place: JSON list, JSON Lines (any extension), `{"data": [...]}` or Parquet.
 
-Knows JSON and nothing of what a record means.
+Parquet is read by Hugging Face datasets, the form in which its hub hands out data sets. Knows nothing of what a record
+means.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,9 @@ from typing import Any
 
 from polypersona.errors import DatasetError
 
-SUFFIXES = (".json", ".jsonl", ".ndjson")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
-SHAPES = 'a JSON list, JSON Lines or {"data": [...]}'
+SHAPES = 'a JSON list, JSON Lines, {"data": [...]} or Parquet'
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def find_split_files(folder: Path) -> dict[str, Path]:
             got = f"it holds {' and '.join(path.name for path in files)}" if files else "it holds none"
             raise DatasetError(
                 f"{folder}: a folder of records needs one file for the {split} split, but {got}.",
-                "Name the files train, validation (or val) and test with .json or .jsonl, or name one file to divide.",
+                "Name the files train, validation (or val) and test, .json, .jsonl or .parquet; or name one file to divide.",
             )
         found[split] = files[0]
     return found
@@ -66,6 +68,9 @@ def read_records(path: Path) -> Iterator[RawRecord | Rejection]:
     Raises:
         DatasetError: the file cannot be read, is empty, or is a broken JSON list.
     """
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -86,6 +91,28 @@ def read_records(path: Path) -> Iterator[RawRecord | Rejection]:
         yield from _read_lines(path.name, text)
         return
     yield from _read_whole(path, whole)
+
+
+def _read_parquet(path: Path) -> Iterator[RawRecord]:
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            rows = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        except (FileNotFoundError, DatasetGenerationError, ArrowInvalid, OSError) as error:
+            what = "There is no" if not path.exists() else "This is no Parquet file:"
+            raise DatasetError(f"{what} {path}.", f"Set dataset.source to records: {SHAPES}.") from error
+        for row, content in enumerate(rows, start=1):
+            yield RawRecord(path.name, row, _without_nulls(content))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return the value without the nulls that a column format puts where a record has no such field."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read_whole(path: Path, whole: Any) -> Iterator[RawRecord]:

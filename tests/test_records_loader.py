@@ -289,3 +289,32 @@ def test_the_public_replication_loads_whole(test_data):
     assert all(row.metadata["code"] is not None for row in rows if row.metadata["options"])
     source = Path(test_data / "polypersona_replication" / "generated_data_2" / "test.json")
     assert len(load_records(str(source), "labels").splits["all"]) > 300
+
+
+def test_parquet_gives_the_same_examples_as_json_lines(tmp_path):
+    from datasets import load_dataset
+
+    rows = [
+        {
+            "persona": {"age": 34, "profession": "nurse"},
+            "domain": "healthcare",
+            "question": f"How do you feel about question {number}?",
+            "question_type": "open",
+            "reference": f"I feel fine about {number}.",
+        }
+        for number in range(4)
+    ]
+    rows[1]["persona"] = {"age": 51, "region": "north"}  # a column format fills what a record lacks with null
+    lines = tmp_path / "records.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load_dataset("json", data_files=str(lines), split="train", cache_dir=str(tmp_path / "cache")).to_parquet(
+        str(tmp_path / "records.parquet")
+    )
+    assert load_records(str(tmp_path / "records.parquet"), "labels").splits == load_records(str(lines), "labels").splits
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    path = tmp_path / "records.parquet"
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(DatasetError, match=r"records\.parquet"):
+        load_records(str(path), "labels")
