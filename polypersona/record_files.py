@@ -56,7 +56,7 @@ def find_split_files(folder: Path) -> dict[str, Path]:
             got = f"it holds {' and '.join(path.name for path in files)}" if files else "it holds none"
             raise DatasetError(
                 f"{folder}: a folder of records needs one file for the {split} split, but {got}.",
-                "Name the files train, validation (or val) and test, .json, .jsonl or .parquet; or name one file to divide.",
+                "Name the files train, validation (or val) and test, each .json, .jsonl or .parquet; or name one file.",
             )
         found[split] = files[0]
     return found

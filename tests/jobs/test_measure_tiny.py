@@ -1,13 +1,16 @@
-"""The measurement of the tiny model, on answers made by hand: no model, no Ray."""
+"""The measurement of the tiny model: on answers made by hand, and (slow) on the model itself."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 
 from polypersona.engines.base import Cell, EngineSettings, Group
 from polypersona.engines.rules import RulesEngine
@@ -26,8 +29,6 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["measure_tiny"] = module
     spec.loader.exec_module(module)
     return module
@@ -98,3 +99,19 @@ def test_figures_replace_what_stood_in_the_card(script: ModuleType, tmp_path: Pa
     card.write_text(f"head\n{script.BEGIN}\nold\n{script.END}\ntail\n")
     script._write_card(card, "new")
     assert card.read_text() == f"head\n{script.BEGIN}\nnew\n{script.END}\ntail\n"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_after_tuning_the_tiny_model_follows_personas_it_has_never_seen(script: ModuleType, tmp_path: Path) -> None:
+    """One seed of the measurement in the model card, through all the stages; the card has three."""
+    done = CliRunner().invoke(script.main, ["--seeds", "7", "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    stance = figures["stance_agreement.tuned"][0]
+    assert stance >= 0.70
+    assert stance > figures["lookup_stance"]
+    assert figures["well_formed.tuned"][0] >= 0.97
+    assert figures["stance_agreement.gain"][1] > 0
+    assert figures["bleu.gain"][1] > 0
