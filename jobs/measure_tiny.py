@@ -4,7 +4,7 @@
 
 For every seed the panel, the dataset, the tuning and the sampling are drawn anew; base and tuned model answer the whole
 test split, and the difference is resampled by persona. Prints a table and writes `figures.json`, from which the model
-card is made (`--card polypersona/models/tiny/README.md`). Takes some twenty minutes on two cores. All figures are
+card is made (`--card polypersona/models/tiny/README.md`). Takes about fifteen minutes on two cores. All figures are
 agreement with the simulator that wrote the answers; none describes people.
 """
 

@@ -2,7 +2,7 @@
 
     python jobs/pretrain_tiny.py --out polypersona/models/tiny
 
-Needs two cores and about an hour and a half; no GPU, no network, no Ray. `--interviews 2000` makes a quick, poor model.
+Needs two cores and most of an hour; no GPU, no network, no Ray. `--interviews 2000` makes a quick, poor model.
 """
 
 from __future__ import annotations

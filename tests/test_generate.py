@@ -295,8 +295,6 @@ def test_an_option_this_version_lacks_is_refused_by_name(tmp_path, option, value
 
 
 def test_a_missing_adapter_is_named_before_anything_starts(tmp_path):
-    if not (Path(generate.__file__).parent / "models" / "tiny" / "model.safetensors").exists():
-        pytest.skip("the embedded model is not built")
     with pytest.raises(ModelError, match=r"There is no .*adapter. Run the finetune stage, or set model.adapter: none"):
         generate.run(recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 4), engine="packed"))
     assert not (tmp_path / "run").exists()
