@@ -1,5 +1,9 @@
 """One shard from cells to rows: builds the cells, asks the engine, checks its answers, sorts out those that failed.
 
+Cells are independent, so routing is honoured here, for every engine: a cell whose gate forbids it is not asked and
+becomes a committed row `not_asked`; one whose gate was quarantined is quarantined too. Engines that hold an interview
+(`context: previous`) route for themselves, because what was asked before is part of their prompt.
+
 A pure function of the shard, the population and the engine's settings, whichever process runs it. Knows no Ray and no
 file.
 """
@@ -7,17 +11,20 @@ file.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polypersona.engines.base import Answer, Cell, Engine, Group
 from polypersona.errors import EngineError
+from polypersona.gates import FAILED, Outcome
 from polypersona.ledger import Ledger, Shard
 from polypersona.population import Population
 from polypersona.records import Assignment, Item, Persona, Response, seed_from
+from polypersona.routing import Outcomes, ask_in_rounds
 
-# Rows that hold no answer a table could use. Refusals and missing answers are answers.
-FAILED = ("error", "invalid")
+# What `collect_outcomes` reads of a row.
+OUTCOME_COLUMNS = ["persona_id", "item_id", "variant", "wave", "draw", "disposition", "code", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class Task:
     shows_options: bool
     adapter: str
     max_attempts: int
+    is_interview: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,11 @@ class AskedCell:
     persona: Persona
     assignment: Assignment
     cell: Cell
+
+    @property
+    def interview(self) -> tuple[str, int, int]:
+        """Persona, wave and draw: the cells among which routing looks for gates."""
+        return self.assignment.persona_id, self.assignment.wave, self.assignment.draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +77,52 @@ def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task
     return cells
 
 
-def answer_cells(engine: Engine, cells: Sequence[AskedCell], max_attempts: int) -> list[tuple[Answer, int]]:
+def answer_cells(
+    engine: Engine,
+    cells: Sequence[AskedCell],
+    max_attempts: int,
+    known: Outcomes | None = None,
+    *,
+    is_interview: bool = False,
+) -> list[tuple[Answer, int]]:
     """Return each cell's answer and how often it was asked; one that ends in `error` is asked again.
+
+    Args:
+        engine: who answers.
+        cells: the shard's cells.
+        max_attempts: how often a cell is asked at most.
+        known: outcomes of gates that other shards hold.
+        is_interview: the engine continues conversations and routes for itself. A group is then one interview, and an
+            interview with an error is held again as a whole.
 
     Raises:
         RuntimeError: the engine left a cell out, or answered one that was not asked.
     """
-    answers: list[tuple[Answer, int]] = []
-    todo = list(range(len(cells)))
-    for attempt in range(1, max_attempts + 1):
-        for place, answer in zip(todo, _ask(engine, [cells[place] for place in todo]), strict=True):
-            if attempt == 1:
-                answers.append((answer, 1))
-            else:
-                answers[place] = (answer, attempt)
-        todo = [place for place, (answer, _) in enumerate(answers) if answer.disposition == "error"]
-        if not todo:
-            break
-    return answers
+    if is_interview:
+        return _ask_until_answered(engine, cells, max_attempts, is_interview=True)
+    attempts = [0] * len(cells)
+
+    def ask(places: Sequence[int]) -> list[Answer]:
+        answers = _ask_until_answered(engine, [cells[place] for place in places], max_attempts, is_interview=False)
+        for place, (_, count) in zip(places, answers, strict=True):
+            attempts[place] = count
+        return [answer for answer, _ in answers]
+
+    answers = ask_in_rounds([asked.cell for asked in cells], [asked.interview for asked in cells], ask, known)
+    return list(zip(answers, attempts, strict=True))
+
+
+def collect_outcomes(
+    rows: Sequence[Mapping[str, Any]],
+    wanted: Mapping[Hashable, Collection[str]],
+    found: dict[Hashable, dict[str, Outcome]],
+) -> None:
+    """Add the outcomes of wanted items, by interview, that committed or quarantined rows hold."""
+    for row in rows:
+        interview = (row["persona_id"], row["wave"], row["draw"])
+        if not row["variant"] and row["item_id"] in wanted.get(interview, ()):
+            outcome = Outcome(row["disposition"], row["code"], row["error"])
+            found.setdefault(interview, {})[row["item_id"]] = outcome
 
 
 def build_rows(
@@ -116,10 +157,30 @@ def _cell(persona: Persona, item: Item, wave: int, draw: int, task: Task) -> Ask
     return AskedCell(persona, assignment, Cell(assignment.assignment_id, item, seed, order))
 
 
-def _ask(engine: Engine, cells: Sequence[AskedCell]) -> list[Answer]:
-    groups: dict[str, list[AskedCell]] = {}
+def _ask_until_answered(
+    engine: Engine, cells: Sequence[AskedCell], max_attempts: int, *, is_interview: bool
+) -> list[tuple[Answer, int]]:
+    answers: list[tuple[Answer, int]] = []
+    todo = list(range(len(cells)))
+    for attempt in range(1, max_attempts + 1):
+        for place, answer in zip(todo, _ask(engine, [cells[place] for place in todo], is_interview), strict=True):
+            if attempt == 1:
+                answers.append((answer, 1))
+            else:
+                answers[place] = (answer, attempt)
+        todo = [place for place, (answer, _) in enumerate(answers) if answer.disposition == "error"]
+        if is_interview:
+            failed = {cells[place].interview for place in todo}
+            todo = [place for place, asked in enumerate(cells) if asked.interview in failed]
+        if not todo:
+            break
+    return answers
+
+
+def _ask(engine: Engine, cells: Sequence[AskedCell], is_interview: bool) -> list[Answer]:
+    groups: dict[object, list[AskedCell]] = {}
     for asked in cells:
-        groups.setdefault(asked.persona.persona_id, []).append(asked)
+        groups.setdefault(asked.interview if is_interview else asked.persona.persona_id, []).append(asked)
     answers = engine.answer(
         [Group(group[0].persona, tuple(asked.cell for asked in group)) for group in groups.values()]
     )
@@ -142,6 +203,7 @@ def _row(shard: Shard, asked: AskedCell, answer: Answer, attempts: int, task: Ta
             "Report this as a bug of the engine.",
         )
     shown = asked.cell.order or tuple(range(len(item.options)))
+    is_shown = item.is_closed and task.shows_options and answer.disposition != "not_asked"
     return Response(
         assignment_id=assignment.assignment_id,
         persona_id=assignment.persona_id,
@@ -159,7 +221,7 @@ def _row(shard: Shard, asked: AskedCell, answer: Answer, attempts: int, task: Ta
         value=None,
         label=answer.label if is_complete else "",
         option_probs=answer.option_probs,
-        options_as_shown=shown if item.is_closed and task.shows_options else None,
+        options_as_shown=shown if is_shown else None,
         disposition=answer.disposition,
         error=answer.error,
         attempts=attempts,

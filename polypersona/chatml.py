@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from polypersona.errors import DatasetError, ModelError
+from polypersona.errors import DatasetError, ModelError, QuestionbankError
 from polypersona.records import AttributeValue, Item, Persona
 
 RENDERER_VERSION = 1
@@ -22,6 +22,11 @@ ShowOptions = Literal["labels", "letters", "none"]
 Message = Mapping[str, str]
 
 SYSTEM_PROMPT = "You are a survey respondent. Stay in character and answer in the first person."
+# What a model that was not tuned on these prompts is told about the form of its answer.
+LETTER_FORM = "Answer with the letter of one option and nothing else."
+CHOICE_FORM = "Answer with one of the options, word for word, and nothing else."
+CHOICE_AND_RATIONALE_FORM = "Begin with one of the options, word for word, then say why in one or two sentences."
+OPEN_FORM = "Answer in one to three sentences."
 # Attributes with a meaning the simulator and the tiny model know come first, in this order; others follow by name.
 CARD_ORDER = (
     "age", "gender", "education", "work", "occupation", "income", "wealth", "area", "marital",
@@ -29,6 +34,7 @@ CARD_ORDER = (
 )  # fmt: skip
 FALLBACK_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 FALLBACK_ASSISTANT = "<|im_start|>assistant\n"
+NUM_LETTERS = 26
 # Some templates (Llama 3) write today's date into the system turn unless they are given one.
 TEMPLATE_DATE = "26 Jul 2024"
 
@@ -87,7 +93,7 @@ def render_options(options: Sequence[str], show: ShowOptions) -> str:
         return ""
     if show == "letters":
         return "Options: " + "; ".join(
-            f"{chr(ord('A') + index)}) {clean_text(label)}" for index, label in enumerate(options)
+            f"{render_letter(place)}) {clean_text(label)}" for place, label in enumerate(options)
         )
     return "Options: " + "; ".join(clean_text(label) for label in options)
 
@@ -108,15 +114,59 @@ def build_messages(
     return {"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}
 
 
-def render_choice(label: str) -> str:
-    """Return how an answer begins that picks the option: the label as a sentence."""
+def ask_for(messages: Sequence[Message], form: str) -> tuple[Message, ...]:
+    """Return the messages with a line on the answer's form at their end, for a model not tuned on these prompts."""
+    *rest, last = messages
+    return *rest, {**last, "content": f"{last['content']}\n{form}"}
+
+
+def render_letter(place: int) -> str:
+    """Return the letter of the option that the prompt shows at a place, counted from zero.
+
+    Raises:
+        QuestionbankError: there are more options than letters.
+    """
+    if not 0 <= place < NUM_LETTERS:
+        raise QuestionbankError(
+            f"The option number {place + 1} of an item has no letter: they go from A to Z.",
+            "Set instrument.show_options: labels.",
+        )
+    return chr(ord("A") + place)
+
+
+def shown_place(index: int, order: Sequence[int] | None = None) -> int:
+    """Return where the prompt shows the item's option `index`: its place in `order`, or its own where that is None."""
+    return index if order is None else list(order).index(index)
+
+
+def render_choice(label: str, show: ShowOptions = "labels", place: int | None = None) -> str:
+    """Return how an answer begins that picks the option: the label as a sentence, after its letter where it has one.
+
+    Args:
+        label: the option.
+        show: how the prompt shows the options.
+        place: where it shows this one (`shown_place`); needed for letters, and of no meaning otherwise.
+    """
     label = clean_text(label)
-    return label if label.endswith((".", "!", "?")) else label + "."
+    sentence = label if label.endswith((".", "!", "?")) else label + "."
+    if show != "letters":
+        return sentence
+    if place is None:
+        raise ValueError("an option of a lettered list is rendered with its place")
+    return f"{render_letter(place)}) {sentence}"
 
 
-def render_answer(label: str, rationale: str = "") -> str:
+def render_answer(label: str, rationale: str = "", show: ShowOptions = "labels", place: int | None = None) -> str:
     """Return the full text of a closed answer: the choice and, where there is one, its rationale."""
-    return f"{render_choice(label)} {rationale}".strip()
+    return f"{render_choice(label, show, place)} {rationale}".strip()
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with the system text at the head of the first user's turn, as for templates without it."""
+    if messages[0]["role"] != "system":
+        return list(messages)
+    system, user, *rest = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
 def render_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> str:
@@ -191,7 +241,7 @@ def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], *, is_prompt: bool) -> str:
-    messages = [_without_special_tokens(tokenizer, message) for message in messages]
+    messages = [without_special_tokens(tokenizer, message) for message in messages]
     if not getattr(tokenizer, "chat_template", None):
         text = "".join(FALLBACK_TURN.format(**message) for message in messages)
         return text + (FALLBACK_ASSISTANT if is_prompt else "")
@@ -204,10 +254,8 @@ def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], *, is_prompt:
         if messages[0]["role"] != "system" or messages[0]["content"] in text:
             return text
     # The template refuses the system role, or leaves its text out.
-    system, user, *rest = messages
-    folded = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
     try:
-        return _apply_template(tokenizer, [folded, *rest], is_prompt)
+        return _apply_template(tokenizer, fold_system(messages), is_prompt)
     except TemplateError as error:
         raise _template_error(error) from error
 
@@ -230,7 +278,8 @@ def _without_markup(text: str) -> str:
     return _TAG.sub(lambda found: found.group(0).replace("<", "‹").replace(">", "›"), text)
 
 
-def _without_special_tokens(tokenizer: ChatTokenizer, message: Message) -> dict[str, str]:
+def without_special_tokens(tokenizer: ChatTokenizer, message: Message) -> dict[str, str]:
+    """Return the message as it is rendered: nothing in its text can be read as a control token."""
     content = _without_markup(message["content"])
     for token in tokenizer.all_special_tokens:
         if token.strip() and token in content:

@@ -42,6 +42,8 @@ def content_parts(
     uses_model = recipe.generate.engine in MODEL_ENGINES
     keys = ["seed", "instrument.show_options"]
     keys += [key for key in flat if key.startswith("generate.") and change_of(key) == "content"]
+    if recipe.generate.engine != "endpoint":
+        keys = [key for key in keys if not key.startswith("generate.endpoint.")]
     keys += ["model.dtype", "model.quantization", "model.trust_remote_code"] if uses_model else []
     parts = {key: _resolved(key, flat[key], frozen) for key in keys if uses_model or key not in _MODEL_KEYS}
     if uses_model:

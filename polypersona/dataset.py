@@ -22,6 +22,7 @@ from polypersona.errors import DatasetError, RecipeChangedError
 from polypersona.examples import SPLITS, render_examples
 from polypersona.fingerprint import diff, digest_of
 from polypersona.leaks import find_leaks
+from polypersona.location import mask_secrets
 from polypersona.panel.sources import Panel, load_panel
 from polypersona.population import panel_digests
 from polypersona.questionbank import Instrument, item_hash, load_instrument
@@ -92,9 +93,9 @@ def _refuse_change(directory: RunDirectory, old: Mapping[str, Any], new: Mapping
 def _plan_taught(recipe: Recipe, directory: RunDirectory, old: Mapping[str, Any]) -> tuple[Content, Callable[[], Made]]:
     panel = load_panel(recipe.panel, recipe.seed)
     instrument = load_instrument(recipe.instrument)
-    settings, of_teacher = locate_teacher(recipe, directory)
+    settings, of_teacher, warnings = locate_teacher(recipe, directory)
     content = _content(recipe) | of_teacher | _panel_content(panel, old) | _items_content(instrument, old)
-    return content, lambda: _make_taught(recipe, settings, panel, instrument)
+    return content, lambda: _make_taught(recipe, settings, panel, instrument, warnings)
 
 
 def _plan_external(recipe: Recipe, source: str) -> tuple[Content, Callable[[], Made]]:
@@ -129,26 +130,36 @@ def _items_content(instrument: Instrument, old: Mapping[str, Any]) -> Content:
     return {key: value for key, value in hashes.items() if not old or key in old}
 
 
-def _make_taught(recipe: Recipe, settings: EngineSettings, panel: Panel, instrument: Instrument) -> Made:
+def _make_taught(
+    recipe: Recipe, settings: EngineSettings, panel: Panel, instrument: Instrument, warnings: tuple[str, ...]
+) -> Made:
     persona_ids = [persona.persona_id for persona in panel.personas]
     composition = compose(persona_ids, instrument.items, recipe.dataset.records, recipe.seed)
     taught = ask_teacher(settings, panel.personas, instrument.items, composition)
     if not taught.examples:
-        reason, count = Counter(row["reason"] for row in taught.rejected).most_common(1)[0]
+        reasons = [row["reason"] for row in taught.rejected] + ["not asked"] * len(taught.not_asked)
+        reason, count = Counter(reasons).most_common(1)[0]
         raise DatasetError(
-            f"The teacher {recipe.dataset.teacher!r} answered none of {len(taught.rejected)} cells; "
-            f"{count} times: {reason}.",
+            f"The teacher {recipe.dataset.teacher!r} answered none of {len(reasons)} cells; {count} times: {reason}.",
             "Choose another dataset.teacher or another instrument.",
         )
     origin = (
         f"The engine `{recipe.dataset.teacher}` answered as {len(composition):,} personas from the source "
-        f"`{recipe.panel.source}`."
+        f"`{mask_secrets(recipe.panel.source)}`."
     )
     if recipe.dataset.teacher == "rules":
         origin += " It is a simulator that follows documented rules: what a model learns from it is the simulator."
     license_ = panel.license or ("none needed, they are sampled" if recipe.panel.source == "sampled" else "not stated")
     splits, making = _divided(recipe, taught.examples, origin, license_)
-    return Made(splits, taught.rejected, making)
+    making = replace(making, notes=(*making.notes, *warnings), warnings=warnings)
+    return Made(splits, taught.rejected, _with_routing(making, len(taught.not_asked)))
+
+
+def _with_routing(making: Making, num_not_asked: int) -> Making:
+    if not num_not_asked:
+        return making
+    note = f"{num_not_asked:,} cells were not asked, because an earlier answer of the respondent routes past them."
+    return replace(making, num_not_asked=num_not_asked, notes=(*making.notes, note))
 
 
 def _make_external(recipe: Recipe, source: str) -> Made:
@@ -230,6 +241,8 @@ def _write(directory: RunDirectory, recipe: Recipe, made: Made) -> dict[str, Any
         "splits": {split: len(splits[split]) for split in SPLITS},
         "dropped": making.num_dropped,
         "rejected": len(made.rejected),
+        **({"not_asked": making.num_not_asked} if making.num_not_asked else {}),
+        **({"warnings": list(making.warnings)} if making.warnings else {}),
         "personas": leaks["repeats"]["personas"],
         "items": len({row.metadata["item_id"] for row in rows}),
         "leaks": leaks["leaks"]["test_in_train"],

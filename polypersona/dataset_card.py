@@ -32,7 +32,9 @@ class Making:
     is_external: bool = False
     num_dropped: int = 0
     num_rejected: int = 0
+    num_not_asked: int = 0
     notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def render_card(name: str, splits: Mapping[str, Sequence[Example]], leaks: Mapping[str, Any], making: Making) -> str:

@@ -19,7 +19,8 @@ from jsonschema import Draft202012Validator
 from polypersona.chatml import render_choice
 from polypersona.coding import code_answer, disposition_of
 from polypersona.errors import nearest
-from polypersona.records import Item, ResponseType
+from polypersona.gates import asking_order, gates_of
+from polypersona.records import Gate, Item, ResponseType
 from polypersona.resources import resource
 
 SHIPPED = "questionbank"
@@ -66,7 +67,10 @@ def check_bank(paths: Iterable[str | Path] = (SHIPPED,)) -> list[Problem]:
 
 
 def read_bank(paths: Iterable[str | Path]) -> tuple[tuple[Item, ...], list[Problem]]:
-    """Return the items that could be read, in bank order, and everything that is wrong with the files."""
+    """Return the items that could be read, in bank order, and everything that is wrong with the files.
+
+    Bank order is by domain, response type and place in the file, but an item follows the gates it depends on.
+    """
     placed: list[tuple[str, Item]] = []
     problems: list[Problem] = []
     for path in paths:
@@ -79,7 +83,8 @@ def read_bank(paths: Iterable[str | Path]) -> tuple[tuple[Item, ...], list[Probl
             placed += [(str(file), item) for item in found]
             problems += faults
     problems += _repetitions(placed)
-    return tuple(sorted((item for _, item in placed), key=_bank_order)), problems
+    problems += _gate_problems(placed)
+    return tuple(asking_order(sorted((item for _, item in placed), key=_bank_order))), problems
 
 
 def _bank_order(item: Item) -> tuple[int, str, int]:
@@ -156,7 +161,13 @@ def _build_item(domain: str, response_type: ResponseType, row: Mapping[str, Any]
         construct=row["construct"],
         source=row["source"],
         missing={int(code): label for code, label in row.get("missing", {}).items()},
+        asked_if=_build_gates(row.get("asked_if", ())),
     )
+
+
+def _build_gates(asked_if: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[Gate, ...]:
+    rows = [asked_if] if isinstance(asked_if, Mapping) else asked_if
+    return tuple(Gate(row["item"], tuple(int(code) for code in row["codes"])) for row in rows)
 
 
 def _item_problems(file: str, item: Item) -> Iterator[Problem]:
@@ -200,6 +211,36 @@ def _repetitions(placed: Sequence[tuple[str, Item]]) -> Iterator[Problem]:
             yield Problem(file, "", "domain", message, "Put a domain into one file.")
 
 
+def _gate_problems(placed: Sequence[tuple[str, Item]]) -> Iterator[Problem]:
+    """Yield gates that no answer can open: of no closed item, of no code of it, or not before the item."""
+    items = [item for _, item in placed]
+    by_id = {item.item_id: item for item in reversed(items)}
+    for place, (file, item) in enumerate(placed):
+        for gate in item.asked_if:
+            found = by_id.get(gate.item_id)
+            where = (file, item.item_id, "asked_if")
+            if found is None:
+                message = f"the bank has no sound item {gate.item_id!r}.{nearest(gate.item_id, by_id)}"
+                yield Problem(*where, message, "Name an earlier closed item of the bank.")
+            elif not found.is_closed:
+                message = f"{gate.item_id!r} is an open item, whose answers have no codes; allowed is a closed one."
+                yield Problem(*where, message, "Name an earlier closed item of the bank.")
+            elif unknown := sorted(set(gate.codes) - set(found.codes)):
+                message = (
+                    f"{gate.item_id!r} has no code {unknown[0]}; its codes are {', '.join(map(str, found.codes))}."
+                )
+                yield Problem(*where, message, "Name codes of that item.")
+            elif _is_later(items, place, found) or item.item_id in {*gates_of(items, {gate.item_id}), gate.item_id}:
+                message = f"{gate.item_id!r} does not come before the item; allowed is an earlier one."
+                yield Problem(*where, message, "Put that item first, or leave the condition out.")
+
+
+def _is_later(items: Sequence[Item], place: int, gate: Item) -> bool:
+    """Return whether the gate stands behind the item in the item's own list, where the file's author set the order."""
+    item = items[place]
+    return (gate.domain, gate.response_type) == (item.domain, item.response_type) and gate in items[place + 1 :]
+
+
 def _schema_problems(file: str, data: Any, error: Any) -> Iterator[Problem]:
     """Yield one break of the schema, a jsonschema `ValidationError`, in the words of a questionbank."""
     path = list(error.absolute_path)
@@ -236,7 +277,7 @@ def _wording(error: Any) -> tuple[str, str]:
     got = got if len(got) <= _MAX_SHOWN else f"{got[:_MAX_SHOWN]}…"
     if error.validator == "type":
         return f"got {got}, allowed is {_TYPES[error.validator_value]}.", "Mend the value."
-    if error.validator == "minItems":
+    if error.validator == "minItems" and error.absolute_path[-1] == "options":
         return f"got {len(error.instance)} options, a closed item has at least {error.validator_value}.", _ADD_OPTIONS
     if error.validator == "maxItems":
         return f"got {len(error.instance)} options, allowed are at most {error.validator_value}.", "Remove some."

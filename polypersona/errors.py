@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from polypersona.location import mask_secrets
+
 
 class PolypersonaError(Exception):
-    """Base of the family: one sentence, one imperative hint, one exit code.
+    """Base of the family: one sentence, one imperative hint, one exit code. Secrets in URLs are masked in both.
 
     Args:
         message: what was wrong, where, what was got, what is allowed; one sentence.
@@ -21,6 +23,7 @@ class PolypersonaError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = mask_secrets(message), mask_secrets(hint)
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

@@ -158,7 +158,11 @@ def _build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> 
         if reference == "dataset":
             is_taught_by_rules = recipe.dataset.source is None and recipe.dataset.teacher == "rules"
             references = DatasetReferences.build(
-                examples, recipe.seed, has_rationale=has_rationale, is_taught_by_rules=is_taught_by_rules
+                examples,
+                recipe.seed,
+                has_rationale=has_rationale,
+                is_taught_by_rules=is_taught_by_rules,
+                show=recipe.instrument.show_options,
             )
         personas = [example_persona(example) for example in examples]
     else:
@@ -167,7 +171,9 @@ def _build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> 
         source = digest(instrument.source_hash, panel.source_hash)
     if reference == "teacher":
         refuse_unknown_items(items)
-        references = TeacherReferences.build(personas, items, recipe.seed, has_rationale=has_rationale)
+        references = TeacherReferences.build(
+            personas, items, recipe.seed, has_rationale=has_rationale, show=recipe.instrument.show_options
+        )
     by_id = {item.item_id: item for item in items}
     settings = Settings(metrics, set_metrics, by_id, references, recipe.seed, recipe.evaluate.bootstrap)
     basis = {
@@ -251,6 +257,11 @@ def _build_scores(
     tables = {name: _rows_of(settings, partial, kind) for kind, name in TABLES.items()}
     counts = {name: partial.dispositions[name] for name in DISPOSITIONS if partial.dispositions[name]}
     caption, num_rows = _caption(recipe, settings, reference), sum(counts.values())
+    num_not_asked = counts.get("not_asked", 0)
+    if num_not_asked:
+        caption += (
+            f" {num_not_asked:,} cells were not asked, because an earlier answer routes past them; no score has them."
+        )
     if num_rows < num_planned:
         caption = f"Generation is not finished: {num_rows:,} of {num_planned:,} planned responses are there. {caption}"
     return {
@@ -261,6 +272,7 @@ def _build_scores(
         "splits": {"scored": recipe.generate.on},
         "num_rows": num_rows,
         "num_planned": num_planned,
+        "num_not_asked": num_not_asked,
         "dispositions": counts,
         "variants_left_out": partial.variants,
         "conditioning": conditioning(tables["overall"]),

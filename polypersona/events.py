@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from polypersona.errors import StorageError
+from polypersona.location import mask_all
 from polypersona.storage import RunDirectory
 
 FOLDER = "events"
@@ -32,13 +33,14 @@ class EventLog:
         self._count = 0
 
     def write(self, event: str, **facts: Any) -> None:
-        """Write one event with its facts, which are JSON values.
+        """Write one event with its facts, which are JSON values; secrets in URLs are masked.
 
         Raises:
             StorageError: the log cannot be written.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, "synthetic": True, **facts}, ensure_ascii=False, default=str)
+        content = {"time": now, "event": event, "synthetic": True, **mask_all(facts)}
+        line = json.dumps(content, ensure_ascii=False, default=str)
         if not self._run.is_local:
             self._count += 1
             stamp = re.sub(r"\D", "", now)

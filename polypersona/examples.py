@@ -61,7 +61,7 @@ def example_persona(example: Example) -> Persona:
 
 
 def example_item(example: Example) -> Item:
-    """Return the item of a row."""
+    """Return the item of a row, without its routing: a row's question was asked."""
     stored = example.metadata
     return Item(
         item_id=stored["item_id"],

@@ -38,6 +38,7 @@ from polypersona.training.folder import (
     load_validation,
     summarise_training,
     training_content,
+    training_rendering,
 )
 from polypersona.training.job import Outcome, TrainingJob
 from polypersona.training.sampling import num_steps
@@ -105,6 +106,7 @@ def _train(
         "num_examples": num_examples,
         "num_validation": len(load_validation(run_directory)),
         "is_on_gpu": scaling.use_gpu,
+        "rendering": training_rendering(recipe, run_directory),
     }
     training = build_training(job, outcome, content, fingerprint, facts)
     with result.checkpoint.as_directory() as folder:
@@ -195,7 +197,7 @@ def _fit(
 ) -> Any:
     """Run Ray Train to the end. Its run is named by the fingerprint, so the same content resumes and no other."""
     board = ray.remote(num_cpus=0)(_Board).remote()
-    storage = run_directory.path(CHECKPOINTS).removeprefix("file://")
+    storage = run_directory.address(CHECKPOINTS).removeprefix("file://")
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "location": run_directory.location, "board": board},

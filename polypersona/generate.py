@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         A summary: `run`, `fingerprint`, `shards`, `planned`, `committed`, `quarantined`, `answered` (by this call),
-        `seconds`, `skipped` (whether there was nothing to do).
+        `seconds`, `skipped` (whether there was nothing to do), and `warnings` where there are any.
 
     Raises:
         RecipeChangedError: the recipe would change the content of the run; nothing is touched.
@@ -66,6 +66,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
         _answer_pending(recipe, started, directory, population, weights, pending)
         _refuse_gaps(directory, started)
     summary = _summary(directory, started, pending, population, time.monotonic() - begin)
+    if weights.warnings:
+        summary["warnings"] = list(weights.warnings)
     is_recorded = stored.get("stages", {}).get("generate", {}).get("planned") == summary["planned"]
     if pending or not is_recorded:  # the latter where the driver was killed after its last commit
         update_run(directory, {"stages": {"generate": {"state": "finished", **summary}}})
@@ -162,6 +164,7 @@ def _answer_pending(
             shows_options=recipe.instrument.show_options != "none",
             adapter=weights.adapter_name,
             max_attempts=recipe.generate.max_attempts,
+            is_interview=recipe.generate.context == "previous",
         ),
         session=session,
         pending=np.array(pending, dtype=np.int64),
@@ -171,12 +174,28 @@ def _answer_pending(
     log.write(
         "start", session=session, fingerprint=started.fingerprint, shards=len(pending), actors=asdict(plan.actors)
     )
+    for warning in weights.warnings:
+        log.write("warning", session=session, text=warning)
     asked = population.asked
     done = started.ledger.num_cells - sum(started.ledger.num_shard_cells(number, asked) for number in pending)
     with Progress("generate", started.ledger.num_cells, "responses", done=done) as progress:
-        for stats in _map_shards(job, plan):
-            progress.advance(int(stats["rows"] + stats["quarantined"]))
+        for part in _in_order(started.ledger, pending, population):
+            for stats in _map_shards(replace(job, pending=np.array(part, dtype=np.int64)), plan):
+                progress.advance(int(stats["rows"] + stats["quarantined"]))
     log.write("end", session=session, responses=progress.pace.done, seconds=round(progress.pace.elapsed_s, 3))
+
+
+def _in_order(ledger: Ledger, pending: list[int], population: Population) -> list[list[int]]:
+    """Return the pending shards in parts that are answered one after another.
+
+    Where items have gates, a later layer may need the answers of an earlier one; else all shards are one part.
+    """
+    if not any(item.asked_if for item in population.items):
+        return [pending]
+    layers: dict[int, list[int]] = {}
+    for number in pending:
+        layers.setdefault(ledger.shard(number).layer, []).append(number)
+    return [layers[index] for index in sorted(layers)]
 
 
 def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:

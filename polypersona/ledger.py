@@ -103,6 +103,15 @@ class Ledger:
                 return Shard(number, index, begin, end)
         raise StorageError(f"The run has {self.num_shards} shards, and no shard {number}.", "Name a shard of the run.")
 
+    def earlier_shards(self, shard: Shard) -> tuple[int, ...]:
+        """Return the shards of earlier layers with cells of the same personas: every layer has the same blocks."""
+        block, found = shard.begin // self.shard_personas, []
+        for layer in self.layers[: shard.layer]:
+            place = block - layer.first_persona // self.shard_personas
+            if 0 <= place < layer.num_shards:
+                found.append(layer.first_shard + place)
+        return tuple(found)
+
     def slots(self, layer: int, persona: int) -> tuple[Slot, ...]:
         """Return the cells of one persona that this layer added: by wave, then draw, then item."""
         earlier = tuple(other.box for other in self.layers[:layer] if persona < other.box.personas)

@@ -43,6 +43,8 @@ class Population:
 def load_population(recipe: Recipe, run: RunDirectory) -> Population:
     """Return who is asked what.
 
+    Routing is the panel's: the test split holds cells that were asked when its answers were given, so all are.
+
     Raises:
         PersonaError: the panel cannot be read, or two personas have one id.
         QuestionbankError: the instrument cannot be read.

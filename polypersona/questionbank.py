@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 from polypersona.domain_files import SHIPPED, Problem, check_bank, read_bank
@@ -28,7 +28,7 @@ class Instrument:
 
 
 def load_instrument(instrument: InstrumentRecipe) -> Instrument:
-    """Return the items a recipe asks: those that pass all its filters, in bank order.
+    """Return the items a recipe asks: those that pass all its filters, in bank order, gates before what they open.
 
     `max_items` takes them in turns: one of each domain, then a second of each, within a domain one of each response
     type before a second of any. A larger `max_items` therefore holds every item of a smaller one.
@@ -55,6 +55,7 @@ def load_instrument(instrument: InstrumentRecipe) -> Instrument:
         )
     if instrument.max_items is not None:
         items = _take_evenly(items, instrument.max_items)
+    _refuse_lost_gates(items, bank, instrument)
     return Instrument(tuple(items), digest(*map(item_hash, items)))
 
 
@@ -77,7 +78,8 @@ def item_hash(item: Item) -> str:
     """Return the hash of what an item asks and measures, sixteen hex digits; its `source` is not part of it."""
     wording = (item.item_id, item.variant, item.domain, item.response_type, item.stem, item.options, item.codes)
     meaning = (item.scale, item.reverse, item.construct, sorted(item.missing.items()))
-    return digest(json.dumps([*wording, *meaning]))
+    routing = [[gate.item_id, *sorted(gate.codes)] for gate in item.asked_if]
+    return digest(json.dumps([*wording, *meaning, *([sorted(routing)] if routing else [])]))
 
 
 def _is_wanted(item: Item, instrument: InstrumentRecipe) -> bool:
@@ -98,9 +100,39 @@ def _refuse_unknown(key: str, wanted: Sequence[str], known: Iterable[str], bank:
             )
 
 
+def _refuse_lost_gates(items: Sequence[Item], bank: Sequence[Item], instrument: InstrumentRecipe) -> None:
+    """Refuse an item whose routing depends on an item that the recipe does not ask.
+
+    Raises:
+        QuestionbankError: names the item, the one it depends on and the filter that leaves that out.
+    """
+    asked = {item.item_id for item in items}
+    for item in items:
+        for gate in item.asked_if:
+            if gate.item_id not in asked:
+                lost = next(other for other in bank if other.item_id == gate.item_id)
+                raise QuestionbankError(
+                    f"{item.item_id!r} is asked only after certain answers to {gate.item_id!r}, which "
+                    f"instrument.{_filter_against(lost, instrument)} leaves out.",
+                    f"Let the recipe ask {gate.item_id} too, or leave {item.item_id} out.",
+                )
+
+
+def _filter_against(item: Item, instrument: InstrumentRecipe) -> str:
+    """Return the name of the filter that an item does not pass."""
+    if instrument.domains and item.domain not in instrument.domains:
+        return "domains"
+    if instrument.items and item.item_id not in instrument.items:
+        return "items"
+    is_of_type = not instrument.response_types or item.response_type in instrument.response_types
+    return "max_items" if is_of_type else "response_types"
+
+
 def _take_evenly(items: Sequence[Item], limit: int) -> list[Item]:
-    domains = [list(group) for _, group in groupby(items, key=lambda item: item.domain)]
-    mixed = [_in_turns([list(group) for _, group in groupby(own, key=lambda i: i.response_type)]) for own in domains]
+    domains: dict[str, dict[str, list[Item]]] = {}
+    for item in items:
+        domains.setdefault(item.domain, {}).setdefault(item.response_type, []).append(item)
+    mixed = [_in_turns(list(by_type.values())) for by_type in domains.values()]
     taken = {item.item_id for item in _in_turns(mixed)[:limit]}
     return [item for item in items if item.item_id in taken]
 

@@ -7,14 +7,14 @@ what is missing is computed) or *speed* (free to change); `change_of` answers wh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from polypersona.errors import RecipeError, nearest
-from polypersona.location import join_location
+from polypersona.location import check_api_root, join_location, mask_all
 from polypersona.recipe_text import expand_variables, read_mapping
 from polypersona.records import ResponseType
 from polypersona.resources import find_resource
@@ -32,9 +32,13 @@ type_ = type  # the builtin, kept reachable beside fields of that name
 
 
 class Section(BaseModel):
-    """A part of the recipe. Frozen, and closed against unknown keys."""
+    """A part of the recipe. Frozen, and closed against unknown keys. As JSON, secrets in URLs are masked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_secrets(self, serialize: Callable[[Any], Any]) -> Any:
+        return mask_all(serialize(self))
 
 
 class AttributeMapping(Section):
@@ -114,6 +118,36 @@ class FinetuneRecipe(Section):
     max_failures: Annotated[int, _kind("speed")] = Field(default=2, ge=0)
 
 
+class EndpointRecipe(Section):
+    """An OpenAI-compatible server that answers. `key_variable` names the environment variable with the key, or is null.
+
+    `limit_parameter` is what the server calls the limit of an answer's tokens. `instruct` ends each question with a
+    line on the answer's form; false suits a served model that was tuned on this project's prompts.
+    """
+
+    url: str | None = None
+    model: str | None = Field(default=None, min_length=1)
+    instruct: bool = True
+    key_variable: Annotated[str | None, _kind("speed")] = "OPENAI_API_KEY"
+    limit_parameter: Annotated[Literal["max_tokens", "max_completion_tokens"], _kind("speed")] = "max_tokens"
+    concurrency: Annotated[int, _kind("speed")] = Field(default=8, ge=1, le=1024)
+    timeout_s: Annotated[float, _kind("speed")] = Field(default=60.0, gt=0)
+    max_retries: Annotated[int, _kind("speed")] = Field(default=5, ge=0, le=20)
+    requests_per_minute: Annotated[float | None, _kind("speed")] = Field(default=None, gt=0)
+
+    @field_validator("url")
+    @classmethod
+    def _is_the_root_of_an_api(cls, url: str | None) -> str | None:
+        return None if url is None else check_api_root(url)
+
+    @field_validator("key_variable")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("this is the name of an environment variable in capitals, never the key itself")
+        return name
+
+
 class GenerateRecipe(Section):
     """How the cells are answered."""
 
@@ -128,6 +162,9 @@ class GenerateRecipe(Section):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    stop: list[str] = Field(default_factory=list)
+    length_norm: bool = False
     max_new_tokens: int = Field(default=96, ge=1)
     draws: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
     waves: Annotated[int, _kind("extension")] = Field(default=1, ge=1)
@@ -137,6 +174,7 @@ class GenerateRecipe(Section):
     max_attempts: Annotated[int, _kind("speed")] = Field(default=3, ge=1)
     max_quarantined: Annotated[float, _kind("speed")] = Field(default=0.01, ge=0, le=1)
     max_hours: Annotated[float | None, _kind("speed")] = Field(default=None, gt=0)
+    endpoint: EndpointRecipe = EndpointRecipe()
 
 
 class EvaluateRecipe(Section):
@@ -279,14 +317,17 @@ def change_of(key: str) -> Change:
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as `section.key → value`, one level of sections deep."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump(mode="json").items():
-        if _is_section(Recipe.model_fields[name].annotation):
-            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+    """Return the recipe as `section.key → value`; a section within a section as `section.section.key`."""
+    return dict(_flat_items("", Recipe, recipe.model_dump(mode="json")))
+
+
+def _flat_items(prefix: str, model: Any, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        annotation = model.model_fields[name].annotation
+        if _is_section(annotation):
+            yield from _flat_items(f"{prefix}{name}.", annotation, value)
         else:
-            flat[name] = value
-    return flat
+            yield f"{prefix}{name}", value
 
 
 def _is_section(annotation: Any) -> bool:
@@ -317,7 +358,8 @@ def _recipe_error(error: ValidationError, where: str) -> RecipeError:
     message = " or ".join([wanted[0], *(one.removeprefix("input should be ") for one in wanted[1:])])
     if first["type"] == "model_type":
         message = "this is a section, which has keys and values"
-    shown = "" if isinstance(got, dict) else f" (got {got!r})"
+    # A key pasted where its variable's name or the address belongs is not shown.
+    shown = "" if isinstance(got, dict) or location[-1:] in (["key_variable"], ["url"]) else f" (got {got!r})"
     close = nearest(got, re.findall("'([^']*)'", message)) if isinstance(got, str) else ""
     named = f"{where}: {key}: " if key else f"{where}: "
     return RecipeError(f"{named}{message}{shown}.{close}", "Mend the recipe, or the value given by --set.")

@@ -47,12 +47,21 @@ class Persona:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """A condition of routing: an earlier closed item, and those of its codes that let a later item be asked."""
+
+    item_id: str
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One question of an instrument.
 
     `options` are the labels in scale order, low to high on what the stem says; `codes` are their survey
     codes (1…K unless the instrument says otherwise). `reverse` is true where agreeing with the stem means
-    less of the construct. `missing` maps a missing code to its label.
+    less of the construct. `missing` maps a missing code to its label. `asked_if` are gates that must all
+    hold; an item without any is always asked.
     """
 
     item_id: str
@@ -67,6 +76,7 @@ class Item:
     source: str = ""
     missing: Mapping[int, str] = field(default_factory=dict)
     variant: str = ""
+    asked_if: tuple[Gate, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.codes:

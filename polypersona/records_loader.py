@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polypersona.chatml import ShowOptions, build_messages
+from polypersona.chatml import ShowOptions, build_messages, render_answer
 from polypersona.coding import code_answer, split_rationale
 from polypersona.errors import DatasetError
 from polypersona.examples import describe_cell
@@ -138,15 +138,18 @@ def _build_example(fields: Fields, show: ShowOptions) -> Example:
     if item.is_closed and code is None:
         raise RecordProblem("reference", f"{fields.reference[:60]!r} names none of the options {list(item.options)}")
     label, rationale = split_rationale(item, fields.reference) if item.is_closed else ("", "")
+    answer = fields.reference
+    if item.is_closed and show == "letters":
+        answer = render_answer(label, rationale, show, item.options.index(label))
     metadata = describe_cell(persona, item) | {
-        "reference": fields.reference,
+        "reference": answer,
         "rationale": rationale,
         "code": code,
         "label": label,
         "source_id": fields.source_id,
     }
     system, user = build_messages(persona, item, show)
-    messages = (system, user, {"role": "assistant", "content": fields.reference})
+    messages = (system, user, {"role": "assistant", "content": answer})
     return Example(Assignment(persona.persona_id, item.item_id).assignment_id, messages, metadata)
 
 

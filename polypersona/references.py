@@ -15,12 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from polypersona.chatml import render_answer
+from polypersona.chatml import ShowOptions, render_answer
 from polypersona.engines.base import Cell, Engine, EngineSettings, Group
 from polypersona.engines.registry import load_engine
 from polypersona.errors import RecipeError, StorageError
 from polypersona.examples import example_item, example_persona
 from polypersona.records import Assignment, Example, Item, Persona, digest
+from polypersona.routing import ask_in_rounds
 from polypersona.simulator.constructs import CONSTRUCTS
 
 MAX_REMEMBERED_PERSONAS = 4096
@@ -58,11 +59,12 @@ class Teacher:
     items: Sequence[Item]
     seed: int
     has_rationale: bool = False
+    show: ShowOptions = "labels"
     _answers: dict[str, dict[str, Reference]] = field(default_factory=dict, repr=False)
     _engine: Engine | None = field(default=None, repr=False)
 
     def answer(self, persona_id: str, item_id: str) -> Reference | None:
-        """Return the teacher's answer, None where it does not know the item.
+        """Return the teacher's answer, None where it does not know the item or its own answers route past it.
 
         Raises:
             StorageError: it does not know the persona.
@@ -80,12 +82,17 @@ class Teacher:
 
     def _ask(self, persona: Persona) -> dict[str, Reference]:
         if self._engine is None:
-            self._engine = load_engine(EngineSettings("rules", self.seed, rationale=self.has_rationale))
-        cells = []
+            settings = EngineSettings("rules", self.seed, rationale=self.has_rationale, show_options=self.show)
+            self._engine = load_engine(settings)
+        engine, cells = self._engine, []
         for item in self.items:
             assignment = Assignment(persona.persona_id, item.item_id)
             cells.append(Cell(assignment.assignment_id, item, assignment.seed(self.seed)))
-        answers = self._engine.answer([Group(persona, tuple(cells))])
+        answers = ask_in_rounds(
+            cells,
+            [persona.persona_id] * len(cells),
+            lambda places: engine.answer([Group(persona, tuple(cells[place] for place in places))]),
+        )
         return {
             cell.item.item_id: Reference(answer.text, answer.code)
             for cell, answer in zip(cells, answers, strict=True)
@@ -104,13 +111,19 @@ class TeacherReferences:
 
     @classmethod
     def build(
-        cls, personas: Iterable[Persona], items: Sequence[Item], seed: int, *, has_rationale: bool
+        cls,
+        personas: Iterable[Persona],
+        items: Sequence[Item],
+        seed: int,
+        *,
+        has_rationale: bool,
+        show: ShowOptions = "labels",
     ) -> TeacherReferences:
         """Return the references of a panel; the second opinion is the teacher's with the next seed."""
         by_id = {persona.persona_id: persona for persona in personas}
         return cls(
-            Teacher(by_id, items, seed, has_rationale),
-            Teacher(by_id, items, seed + 1, has_rationale),
+            Teacher(by_id, items, seed, has_rationale, show),
+            Teacher(by_id, items, seed + 1, has_rationale, show),
             rotation(by_id, seed),
         )
 
@@ -135,7 +148,13 @@ class DatasetReferences:
 
     @classmethod
     def build(
-        cls, examples: Sequence[Example], seed: int, *, has_rationale: bool, is_taught_by_rules: bool
+        cls,
+        examples: Sequence[Example],
+        seed: int,
+        *,
+        has_rationale: bool,
+        is_taught_by_rules: bool,
+        show: ShowOptions = "labels",
     ) -> DatasetReferences:
         """Return the references of a split. The rotation is within each item, over the personas that answered it.
 
@@ -148,12 +167,12 @@ class DatasetReferences:
             stored = example.metadata
             key = (str(stored["persona_id"]), str(stored["item_id"]))
             if key not in rows:
-                rows[key] = _reference(stored, has_rationale=has_rationale)
+                rows[key] = _reference(stored, show, has_rationale=has_rationale)
                 asked.setdefault(key[1], []).append(key[0])
         second = None
         if is_taught_by_rules:
             personas = {str(example.metadata["persona_id"]): example_persona(example) for example in examples}
-            second = Teacher(personas, dataset_items(examples), seed + 1)
+            second = Teacher(personas, dataset_items(examples), seed + 1, show=show)
         return cls(rows, second, {item_id: rotation(ids, seed) for item_id, ids in asked.items()})
 
     @property
@@ -171,10 +190,11 @@ class DatasetReferences:
         return None if self.second is None else self.second.answer(persona_id, item_id)
 
 
-def _reference(stored: Mapping[str, Any], *, has_rationale: bool) -> Reference:
+def _reference(stored: Mapping[str, Any], show: ShowOptions, *, has_rationale: bool) -> Reference:
     code, label = stored.get("code"), stored.get("label")
     if not has_rationale and code is not None and label:
-        return Reference(render_answer(str(label)), code)
+        place = list(stored["options"]).index(label) if show == "letters" else None
+        return Reference(render_answer(str(label), show=show, place=place), code)
     return Reference(str(stored["reference"]), code)
 
 

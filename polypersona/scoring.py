@@ -88,11 +88,15 @@ class Scorer:
         return cls(settings, Partial.empty(settings))
 
     def add(self, table: pa.Table) -> None:
-        """Measure the rows of one shard, of which `COLUMNS` are read. Rows of changed items are counted, not scored."""
+        """Measure the rows of one shard, of which `COLUMNS` are read.
+
+        Rows of changed items and those that were not asked are counted, not scored.
+        """
         rows = table.select(list(COLUMNS)).to_pylist()
         self.partial.dispositions.update(row["disposition"] for row in rows)
-        scored = [row for row in rows if not row["variant"]]
-        self.partial.variants += len(rows) - len(scored)
+        items = [row for row in rows if not row["variant"]]
+        self.partial.variants += len(rows) - len(items)
+        scored = [row for row in items if row["disposition"] != "not_asked"]
         if not scored:
             return
         personas = [row["persona_id"] for row in scored]

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +22,26 @@ from typing import Any
 import pyarrow as pa
 
 from polypersona import __version__
-from polypersona.answering import ShardRows, Task, answer_cells, build_cells, build_rows, quarantine_all
+from polypersona.answering import (
+    OUTCOME_COLUMNS,
+    AskedCell,
+    ShardRows,
+    Task,
+    answer_cells,
+    build_cells,
+    build_rows,
+    collect_outcomes,
+    quarantine_all,
+)
 from polypersona.engines.base import Engine, EngineSettings
 from polypersona.engines.registry import load_engine
 from polypersona.engines.settings import ADAPTER, Weights, copy_folder
 from polypersona.errors import PolypersonaError
 from polypersona.events import EventLog
+from polypersona.gates import Outcome
 from polypersona.ledger import QUARANTINE, RESPONSES, AttemptCounter, Ledger, Shard, shard_name
 from polypersona.population import Population
+from polypersona.routing import missing_gates
 from polypersona.shardfile import Footer, build_quarantine_table, build_table, file_hash, read_shard, render_shard
 from polypersona.storage import RunDirectory
 
@@ -84,13 +96,15 @@ class ShardActor:
     def _answer(self, shard: Shard) -> ShardRows:
         """Return the shard's rows; after its last failed attempt, all of them quarantined."""
         task, cells = self._job.task, build_cells(shard, self._job.ledger, self._population, self._job.task)
+        known = self._earlier_outcomes(shard, cells)
         while True:
             attempts = self._attempts.begin(shard.number)
             if self._attempts.is_exhausted(attempts):
                 self._log.write("give up", shard=shard.number, failures=attempts.failures)
                 return quarantine_all(shard, cells, attempts.failures, task)
             try:
-                return build_rows(shard, cells, answer_cells(self._load(), cells, task.max_attempts), task)
+                answers = answer_cells(self._load(), cells, task.max_attempts, known, is_interview=task.is_interview)
+                return build_rows(shard, cells, answers, task)
             except PolypersonaError:  # a user's mistake, which no further attempt mends
                 self._attempts.clear(shard.number)
                 raise
@@ -99,6 +113,21 @@ class ShardActor:
                 self._attempts.fail(shard.number, reason)
                 self._log.write("failure", shard=shard.number, reason=reason)
                 self._unload()
+
+    def _earlier_outcomes(self, shard: Shard, cells: Sequence[AskedCell]) -> dict[Hashable, dict[str, Outcome]]:
+        """Return the answers to gates that earlier layers hold, from their committed files."""
+        missing = missing_gates([asked.cell for asked in cells], [asked.interview for asked in cells])
+        found: dict[Hashable, dict[str, Outcome]] = {}
+        if not missing:
+            return found
+        run = self._job.run
+        for number in self._job.ledger.earlier_shards(shard):
+            name = shard_name(number, self._job.fingerprint)
+            for path in (f"{RESPONSES}/{name}", f"{QUARANTINE}/{name}"):
+                if path.startswith(RESPONSES) or run.exists(path):
+                    table, _ = read_shard(run.read(path), run.path(path))
+                    collect_outcomes(table.select(OUTCOME_COLUMNS).to_pylist(), missing, found)
+        return found
 
     def _commit(self, shard: Shard, rows: ShardRows) -> dict[str, int]:
         """Write the shard's files, the quarantined rows first, and return the counts."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from polypersona.errors import StorageError
-from polypersona.location import join_location
+from polypersona.location import join_location, mask_all, mask_secrets
 
 SCHEMA_VERSION = 1
 # Where Ray unpacks what `ray job submit --working-dir` uploads; the job runs there, so relative paths lead there.
@@ -85,7 +85,11 @@ class RunDirectory:
         return "://" not in self.location
 
     def path(self, name: str = "") -> str:
-        """Return the location of a file, for messages and for libraries that take paths."""
+        """Return the location of a file for messages and records: a secret in a URL is masked."""
+        return mask_secrets(self.address(name))
+
+    def address(self, name: str = "") -> str:
+        """Return the location of a file, for libraries that take paths."""
         return join_location(self.location, _checked(name)) if name else self.location
 
     def local_path(self, name: str = "") -> Path:
@@ -96,7 +100,7 @@ class RunDirectory:
         """
         if not self.is_local:
             raise StorageError(f"{self.path(name)} is not a local path.", "Use a run directory on this machine.")
-        return Path(self.path(name))
+        return Path(self.address(name))
 
     def refuse_unusable(self) -> None:
         """Refuse a place that could not keep a run, before any work is done for it. Creates nothing.
@@ -231,9 +235,12 @@ def load_run(run: RunDirectory) -> dict[str, Any]:
 
 
 def update_run(run: RunDirectory, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge top-level keys into run.json (a mapping value is merged one level deep) and return the result."""
+    """Merge top-level keys into run.json (a mapping value is merged one level deep) and return the result.
+
+    Secrets in URLs are masked.
+    """
     content = {"schema_version": SCHEMA_VERSION, "synthetic": True, **load_run(run)}
-    for key, value in changes.items():
+    for key, value in mask_all(changes).items():
         old = content.get(key)
         content[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
     run.write_json("run.json", content)

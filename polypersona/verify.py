@@ -43,7 +43,10 @@ RATE_WINDOW_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found. Clean where `problems` is empty; `notes` are no problems."""
+    """What an audit found. Clean where `problems` is empty; `notes` are no problems.
+
+    `not_asked` is the part of `committed` whose question routing left out.
+    """
 
     run: str
     fingerprint: str
@@ -53,6 +56,7 @@ class Audit:
     quarantined: int
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    not_asked: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -89,6 +93,7 @@ class _Findings:
     ids: list[npt.NDArray[np.uint64]] = field(default_factory=list)
     committed: int = 0
     quarantined: int = 0
+    not_asked: int = 0
 
 
 def verify(run: RunDirectory) -> Audit:
@@ -125,6 +130,7 @@ def verify(run: RunDirectory) -> Audit:
             for name, values in sorted(versions.items())
             if len(values) > 1
         ),
+        not_asked=found.not_asked,
     )
 
 
@@ -218,6 +224,7 @@ def _check_shard(
             f"{footer.committed:,} and {footer.quarantined:,} of {footer.planned:,}."
         )
     found.committed += table.num_rows
+    found.not_asked += table.column("disposition").to_pylist().count("not_asked")
     found.quarantined += held
     for part in tables:
         _check_rows(name, part, number, found)

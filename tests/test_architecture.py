@@ -13,14 +13,15 @@ PACKAGE = ROOT / "polypersona"
 
 # Lowest first. A name is a module at the top of the package, or a folder, whose modules may import each other.
 LAYERS = (
-    ("polypersona", "errors", "location", "progress"),
-    ("recipe_text", "records", "resources", "storage"),
-    ("recipe", "chatml", "coding", "fingerprint", "events"),
-    ("composition", "dataset_card", "ledger", "leaks", "panel", "record_files", "scheduling", "shardfile",
+    ("location",),
+    ("polypersona", "errors", "progress"),
+    ("extras", "recipe_text", "records", "resources", "storage"),
+    ("recipe", "chatml", "coding", "fingerprint", "events", "gates"),
+    ("composition", "dataset_card", "interview", "ledger", "leaks", "panel", "record_files", "scheduling", "shardfile",
      "simulator", "splits"),
-    ("domain_files", "metrics", "models", "record_fields", "verify"),
+    ("decoding", "domain_files", "metrics", "models", "record_fields", "verify"),
     ("questionbank", "engines"),
-    ("examples",),
+    ("examples", "routing"),
     ("population", "records_loader", "references", "teacher", "training"),
     ("answering", "content", "scoring"),
     ("shard_actor",),
@@ -31,7 +32,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
 MAY_IMPORT_RAY = {"generate", "finetune", "evaluate", "scheduling.inventory"}
-MAY_IMPORT_TORCH = ("engines", "models", "training", "finetune", "metrics.bertscore")
+MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "finetune", "metrics.bertscore")
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400
 
@@ -123,8 +124,10 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 HEAVY_IMPORTS = {
     "ray": {"generate", "finetune", "evaluate", "scheduling.inventory", "cli.plan"},
     "torch": {
-        "engines.option_tree", "engines.packed", "engines.sampling", "models.adapters", "models.interview_attention",
-        "models.loading", "models.lora", "models.pretraining", "models.quantization", "training.encoding",
+        "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
+        "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",
+        "decoding.trial", "engines.calibration", "engines.cells", "engines.interviews", "engines.packed",
+        "models.adapters", "models.interview_attention", "models.loading", "models.lora", "models.pretraining", "models.quantization", "training.encoding",
         "training.loop", "training.folder", "finetune",
     },
 }  # fmt: skip

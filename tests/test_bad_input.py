@@ -162,7 +162,11 @@ MISTAKES = {
     "an override without a value": (nothing, [*RUN, "--set", "generate.draws"], ["KEY=VALUE"]),
     "a variable that is not set": (recipe_with(panel={"source": "${PP_UNSET}/a.csv"}), RUN, ["PP_UNSET"]),
     "an unknown engine": (recipe_with(generate={"engine": "pakced"}), RUN, ["generate.engine", "'packed'"]),
-    "an engine of another version": (recipe_with(generate={"engine": "vllm"}), RUN, ["generate.engine", "vllm"]),
+    "a quantisation that vLLM does not have": (
+        recipe_with(generate={"engine": "vllm"}, model={"quantization": "nf4"}),
+        RUN,
+        ["model.quantization: nf4", "vllm"],
+    ),
     "an option of another version": (
         recipe_with(generate={"context": "previous"}),
         RUN,

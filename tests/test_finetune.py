@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from toy_models import make_toy_model
 
+from polypersona.chatml import RENDERER_VERSION
 from polypersona.engines.base import Answer
 from polypersona.errors import DatasetError, InfeasiblePlanError, ModelError, RecipeChangedError, StorageError
 from polypersona.examples import build_example, render_examples
@@ -77,6 +78,7 @@ def test_training_json_records_what_was_done(trained: tuple[Recipe, dict[str, An
     training = json.loads((folder / "training.json").read_text())
     assert training["synthetic"] is True
     assert (training["num_examples"], training["num_validation"], training["num_shortened"]) == (32, 6, 0)
+    assert training["rendering"] == {"show_options": "labels", "renderer_version": RENDERER_VERSION}
     assert [entry["step"] for entry in training["log"]] == list(range(1, 9))
     assert [entry["epoch"] for entry in training["log"] if "eval_loss" in entry] == [1.0, 2.0]
     assert training["loss"] < training["log"][0]["loss"]

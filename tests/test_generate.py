@@ -281,7 +281,6 @@ def test_the_test_split_needs_the_dataset_stage(tmp_path):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("engine", "vllm"),
         ("engine", "endpoint"),
         ("context", "previous"),
         ("calibration", "permute"),

@@ -245,6 +245,7 @@ CONTENT = {
     *(f"generate.{key}" for key in ("on", "engine", "closed", "rationale", "context", "order", "calibration")),
     *(f"generate.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")),
     "generate.shard_personas",
+    *(f"generate.endpoint.{key}" for key in ("url", "model", "instruct")),
 }
 EXTENSION = {
     "panel.size",
@@ -256,6 +257,8 @@ SPEED = {
     "out",
     *(f"finetune.{key}" for key in ("workers", "max_failures")),
     *(f"generate.{key}" for key in ("actors", "max_attempts", "max_quarantined", "max_hours")),
+    *(f"generate.endpoint.{key}" for key in ("key_variable", "limit_parameter", "concurrency", "timeout_s")),
+    *(f"generate.endpoint.{key}" for key in ("max_retries", "requests_per_minute")),
     *(f"evaluate.{key}" for key in ("metrics", "reference", "bertscore_model", "bootstrap")),
     *(f"cluster.{key}" for key in ("limits", "prices")),
 }

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from polypersona.errors import StorageError
 from polypersona.events import EventLog
 from polypersona.location import join_location
+from polypersona.panel.sources import read_personas
+from polypersona.recipe import PanelRecipe
 from polypersona.storage import SCHEMA_VERSION, RunDirectory, load_run, update_run
 
 
@@ -302,6 +304,21 @@ def test_an_object_store_holds_a_run_as_a_folder_does(s3_url):
         run.read("responses/a.parquet")
     with pytest.raises(StorageError, match="is not a local path"):
         run.local_path("run.json")
+
+
+def test_a_place_whose_url_holds_a_secret_is_used_and_not_shown(s3_url):
+    url = s3_url.replace("s3://", "s3://KEY:SECRET@").replace("/toy", "/secret")
+    run = RunDirectory.at(url)
+    update_run(run, {"recipe": {"out": url}})
+    EventLog(run, "driver").write("started", place=url)
+    panel = f"{url.partition('?')[0]}/p.csv?{url.partition('?')[2]}"
+    run.write("p.csv", b"id,age\na,40\n")
+    reading = read_personas(PanelRecipe(source=panel))
+    assert len(reading.personas) == 1
+    assert load_run(run)["recipe"]["out"] == url.replace("KEY:SECRET", "***")
+    shown = [run.path(), reading.location, *(run.read(name).decode() for name in ("run.json", *run.names("events")))]
+    assert len(shown) == 4
+    assert not [text for text in shown if "KEY" in text or "SECRET" in text]
 
 
 def test_a_large_object_is_whole(s3_url):

@@ -100,13 +100,15 @@ def show_command(item_id: str, bank: str, as_json: bool) -> None:
         click.echo(json.dumps(row, indent=2, ensure_ascii=False))
         return
     lines = dict(zip(row.pop("codes"), row.pop("options"), strict=True))
-    missing = row.pop("missing")
+    missing, gates = row.pop("missing"), row.pop("asked_if")
     for name, value in row.items():
         click.echo(f"{name:<14} {json.dumps(value) if isinstance(value, bool) else value}")
     for code, label in lines.items():
         click.echo(f"{f'option {code}':<14} {label}")
     for code, label in missing.items():
         click.echo(f"{f'missing {code}':<14} {label}")
+    for gate in gates:
+        click.echo(f"{'asked if':<14} {gate['item']} is {' or '.join(map(str, gate['codes']))}")
 
 
 def _counts(items: tuple[Item, ...]) -> dict[str, Any]:
@@ -131,5 +133,6 @@ def _row(item: Item) -> dict[str, Any]:
         "construct": item.construct,
         "source": item.source,
         "missing": dict(item.missing),
+        "asked_if": [{"item": gate.item_id, "codes": list(gate.codes)} for gate in item.asked_if],
         "hash": item_hash(item),
     }

@@ -14,12 +14,12 @@ import click
 
 from polypersona.cli.options import json_option
 from polypersona.errors import PolypersonaError
+from polypersona.extras import EXTRAS
 from polypersona.models.catalogue import BASE_MODELS, BaseModel
 from polypersona.models.location import TINY, locate_model
 from polypersona.resources import resource
 from polypersona.training.artifacts import library_versions
 
-EXTRAS = {"vllm": "vllm", "spss": "pyreadstat", "excel": "openpyxl"}
 GIB = 1 << 30
 
 

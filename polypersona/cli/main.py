@@ -6,12 +6,14 @@ Commands live in modules that are imported only when they are called, so that `-
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
 
 from polypersona import __version__
 from polypersona.errors import PolypersonaError, nearest
+from polypersona.location import mask_secrets
 
 # command → (module, one-line help). The help stands here so that listing commands imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -77,7 +79,9 @@ def main() -> None:
         click.echo("Stopped. What was committed is kept; run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(mask_secrets(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except PolypersonaError as error:
         click.echo(f"Error: {error.message}", err=True)

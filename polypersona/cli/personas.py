@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polypersona.cli.options import json_option
+from polypersona.location import mask_secrets
 from polypersona.panel.describe import Composition, Description, describe
 from polypersona.panel.export import render_reading, render_sampled
 from polypersona.panel.sampler import sample_personas
@@ -81,7 +82,7 @@ def sample_command(size: int, seed: int, out: str | None) -> None:
         click.echo(data, nl=False)
         return
     _write(out, data)
-    click.echo(f"{size} synthetic personas in {out}")
+    click.echo(f"{size} synthetic personas in {mask_secrets(out)}")
 
 
 @personas.command("import")
@@ -93,8 +94,8 @@ def sample_command(size: int, seed: int, out: str | None) -> None:
 def import_command(source: str, size: int | None, out: str, as_json: bool, **given: Any) -> None:
     """Read personas from a file, or as a recipe's panel says, and write them in this project's shape.
 
-    FILE is JSON Lines, JSON, CSV, TSV or Parquet, a path or URL; or a recipe (.yaml), for recoded values. The report
-    says which rows were kept aside and why, and what was not taken over.
+    FILE is JSON Lines, JSON, CSV, TSV, Parquet, an Excel workbook (.xlsx) or SPSS (.sav), a path or URL; or a recipe
+    (.yaml), for recoded values. The report says which rows were kept aside and why, and what was not taken over.
 
     Example: polypersona personas import people.csv --id caseid --map age=AGE --map work=WRKSTAT --out panel.jsonl
     """
@@ -106,11 +107,11 @@ def import_command(source: str, size: int | None, out: str, as_json: bool, **giv
     reading = read_personas(panel)
     _write(out, render_reading(reading))
     if as_json:
-        click.echo(json.dumps({**_notes_as_json(reading), "out": out}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({**_notes_as_json(reading), "out": mask_secrets(out)}, indent=2, ensure_ascii=False))
         return
     for line in _notes(reading):
         click.echo(line)
-    click.echo(f"{len(reading.personas)} personas in {out}")
+    click.echo(f"{len(reading.personas)} personas in {mask_secrets(out)}")
 
 
 @personas.command("describe")
@@ -133,7 +134,7 @@ def describe_command(source: str, size: int | None, seed: int | None, as_json: b
     is_synthetic = reading is None or reading.is_synthetic
     if as_json:
         notes = {} if reading is None else _notes_as_json(reading)
-        content = {"source": panel.source, "synthetic": is_synthetic, **notes, **description.as_json()}
+        content = {"source": mask_secrets(panel.source), "synthetic": is_synthetic, **notes, **description.as_json()}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
         return
     name = f"sampled with seed {seed}" if reading is None else reading.location
@@ -195,6 +196,8 @@ def _notes_as_json(reading: Reading) -> dict[str, Any]:
         "unmapped": reading.unmapped,
         "unused": list(reading.unused),
         "skipped": reading.skipped,
+        "not_numbers": {name: asdict(strays) for name, strays in reading.strays.items()},
+        "notes": list(reading.notes),
     }
 
 
@@ -217,6 +220,14 @@ def _notes(reading: Reading) -> Iterator[str]:
         yield f"Columns not taken: {', '.join(reading.unused)}"
     for column, count in reading.skipped.items():
         yield f"Cells of {column!r} that no attribute can hold: {count}"
+    for attribute, strays in reading.strays.items():
+        verb = "is not a number" if strays.num_strays == 1 else "are not numbers"
+        which = "" if strays.num_strays == 1 else "the first in "
+        yield (
+            f"{attribute}: {strays.num_strays} of {strays.num_values} values {verb} ({which}row {strays.row}: "
+            f"{json.dumps(strays.value, ensure_ascii=False)}), so the attribute is not numeric"
+        )
+    yield from reading.notes
 
 
 def _rest(count: int) -> Iterator[str]:

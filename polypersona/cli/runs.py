@@ -34,8 +34,10 @@ def verify_command(run: str, as_json: bool) -> None:
             "Run the recipe again for what is not committed; delete a damaged shard file first.",
         )
     if not as_json:
+        skipped = f" ({audit.not_asked:,} of them not asked)" if audit.not_asked else ""
         click.echo(
-            f"clean: {audit.planned:,} planned = {audit.committed:,} committed + {audit.quarantined:,} quarantined, "
+            f"clean: {audit.planned:,} planned = {audit.committed:,} committed{skipped} + "
+            f"{audit.quarantined:,} quarantined, "
             f"in {audit.shards:,} shards of {audit.fingerprint}"
         )
 

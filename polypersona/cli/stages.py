@@ -11,6 +11,7 @@ import click
 
 from polypersona.cli.options import json_option, recipe_options
 from polypersona.errors import TooManyQuarantinedError
+from polypersona.location import mask_secrets
 from polypersona.recipe import STAGES, Recipe, load_recipe
 from polypersona.storage import RunDirectory
 
@@ -34,7 +35,7 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
     recipe = load_recipe(recipe_path, overrides)
     _refuse_late_mistakes(recipe)
     _echo_plan(recipe, None, as_json=False)
-    location, excess = recipe.location, None
+    location, excess = mask_secrets(recipe.location), None
     for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
         if stage == "finetune" and not _needs_adapter(recipe):
             click.echo("finetune: not needed, no adapter of this run answers")
@@ -44,6 +45,7 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
         except TooManyQuarantinedError as error:  # finished: the report says what it rests on, the exit code says no
             excess = error
             continue
+        _echo_warnings(result)
         location = result.get("report", location) if stage == "report" else location
         if stage != "report":
             click.echo(_one_line(stage, result))
@@ -136,12 +138,18 @@ def _run_alone(stage: str, recipe_path: str, overrides: tuple[str, ...]) -> None
     recipe = load_recipe(recipe_path, overrides)
     RunDirectory.at(recipe.location).refuse_unusable()
     result = _run_stage(stage, recipe)
+    _echo_warnings(result)
     click.echo(result["report"] if stage == "report" else _one_line(stage, result))
 
 
 def _run_stage(stage: str, recipe: Recipe) -> dict[str, Any]:
     result: dict[str, Any] = importlib.import_module(_MODULES[stage]).run(recipe)
     return result
+
+
+def _echo_warnings(result: dict[str, Any]) -> None:
+    for warning in result.get("warnings", ()):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def _needs_adapter(recipe: Recipe) -> bool:

@@ -57,10 +57,30 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """Which OpenAI-compatible server answers, and how it may be asked; the fields of `generate.endpoint`.
+
+    The key is not here: an engine reads it from the environment of its own process.
+    """
+
+    url: str
+    model: str
+    instruct: bool = True
+    key_variable: str | None = "OPENAI_API_KEY"
+    limit_parameter: str = "max_tokens"
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    max_retries: int = 5
+    requests_per_minute: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything an engine is built from, resolved: no `auto` is left, paths are absolute. Picklable.
 
     `model` is a folder or a hub id, `adapter` a folder or empty. `slots` is how many cells are in flight at once.
+    `length_norm` divides an option's log-probability by its number of tokens; `cache_bytes` bounds keys and values, 0
+    does not.
     """
 
     engine: str
@@ -78,9 +98,16 @@ class EngineSettings:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     max_new_tokens: int = 96
     slots: int = 64
     threads: int = 1
+    context: Literal["none", "previous"] = "none"
+    calibration: Literal["none", "permute", "content_free"] = "none"
+    length_norm: bool = False
+    cache_bytes: int = 0
+    endpoint: EndpointSettings | None = None
 
 
 class Engine(Protocol):

@@ -22,7 +22,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from polypersona.chatml import SYSTEM_PROMPT, card_attributes, clean_text, render_answer, render_card, render_question
+from polypersona.chatml import (
+    SYSTEM_PROMPT,
+    card_attributes,
+    clean_text,
+    render_answer,
+    render_card,
+    render_question,
+    shown_place,
+)
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
 from polypersona.errors import EngineError, nearest
 from polypersona.records import Disposition, Persona, seed_from
@@ -78,14 +86,14 @@ class FakeEngine:
     def _answer_cell(self, persona: Persona, cell: Cell, facts: str, shared: int, *, reused: int) -> Answer:
         settings, item = self._settings, cell.item
         draw = random.Random(cell.seed)
-        code, label, probs = None, "", None
+        code, label, probs, place = None, "", None, None
         if item.is_closed:
             probs = option_probabilities(settings, persona.persona_id, item.item_id + item.variant, len(item.options))
             index = draw.choices(range(len(probs)), probs)[0]
-            code, label = item.codes[index], item.options[index]
+            code, label, place = item.codes[index], item.options[index], shown_place(index, cell.order)
         words = f"{draw.choice(_OPENINGS)} {facts}, this {draw.choice(_VERBS)} {draw.choice(_REASONS)}."
         rationale = words if item.is_closed and settings.rationale else ""
-        text = render_answer(label, rationale) if item.is_closed else words
+        text = render_answer(label, rationale, settings.show_options, place) if item.is_closed else words
         kept = text.split()[: settings.max_new_tokens]
         is_cut = len(kept) < len(text.split()) and not item.is_closed
         return Answer(

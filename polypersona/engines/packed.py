@@ -1,67 +1,49 @@
-"""The packed engine: a Hugging Face causal model that answers all cells of a persona over one shared prefix.
+"""The packed engine: personas and items to prompts, what a causal language model made of them to answers.
 
-The persona's part of the prompt is computed once; every cell continues from its keys and values. Closed cells are
-scored: one forward gives the probability of every option, and the cell's own seed draws one. Open cells, and the
-rationale of closed ones, are written token by token. Takes messages' text through `chatml` alone; knows no Ray, no
+Closed cells are scored: the probability of every option from one forward over what the persona's cells share, and a
+draw with the cell's own seed. Open cells, and the rationale of closed ones, are written token by token. With
+`context: previous` a group is one interview, whose keys and values are kept from question to question. Knows no Ray, no
 shard and no file of the run.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from polypersona.chatml import (
-    build_messages,
-    encode,
-    encode_prompt,
-    end_of_turn_ids,
-    render_answer,
-    render_choice,
-    shared_prefix_length,
-)
-from polypersona.coding import code_answer, disposition_of, split_rationale
-from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
-from polypersona.engines.option_tree import lay_out, option_tree
-from polypersona.engines.sampling import SamplingSettings, choose_option, sample_tokens
-from polypersona.errors import ModelError
+from polypersona.chatml import end_of_turn_ids, shared_prefix_length
+from polypersona.decoding.batching import BatchSettings, TokenEngine
+from polypersona.decoding.decoder import StockDecoder
+from polypersona.decoding.fused import FusedDecoder, can_fuse
+from polypersona.decoding.plain import PlainTokenEngine
+from polypersona.decoding.prompts import Prompt, PromptGroup, Written
+from polypersona.decoding.sampling import SamplingSettings, choose_option
+from polypersona.decoding.trial import differs_from_own_forward
+from polypersona.engines.base import Answer, EngineSettings, Group, Reproduces
+from polypersona.engines.calibration import calibrate, content_free_prompt, rotations
+from polypersona.engines.cells import AskedCell, CellReader
+from polypersona.engines.interviews import InterviewRunner
+from polypersona.interview import check_interviews
 from polypersona.models.loading import load_model, load_tokenizer
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _UNLIMITED = 1 << 20
-_NOT_FINITE = "the model's logits are not finite"
-
-
-@dataclass(slots=True)
-class _Row:
-    """A cell on its way through the engine. `suffix` is the prompt after what the persona's cells share."""
-
-    cell: Cell
-    prompt: list[int]
-    options: list[list[int]]
-    suffix: list[int] = field(default_factory=list)
-    reused: int = 0
-    choice: int | None = None
-    probs: list[float] | None = None
-    written: list[int] = field(default_factory=list)
-    is_ended: bool = False
-    error: str = ""
+_log = logging.getLogger(__name__)
 
 
 class PackedEngine:
     """Answers with a causal language model in this process, on its GPU where there is one.
 
     Temperature and filters shape what is written, token by token. A scored option is drawn from the probabilities as
-    the model gives them; temperature 0 takes the likeliest. With `closed: text` the model itself ends its answer with a
-    rationale or without.
+    the model gives them, calibrated where the settings say so; temperature 0 takes the likeliest. With `closed: text`
+    the model itself ends its answer with a rationale or without.
 
     Raises:
-        ModelError: the model or adapter cannot be loaded, or is of a kind whose answers this engine would change.
+        ModelError: the model or adapter cannot be loaded, or its chat template cannot hold an interview.
     """
 
     name = "packed"
@@ -69,219 +51,138 @@ class PackedEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
             torch.set_num_threads(settings.threads)
-        self._tokenizer = load_tokenizer(
-            settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-        self._model = load_model(
+        source: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+        tokenizer = load_tokenizer(settings.model, **source)
+        model = load_model(
             settings.model,
             dtype=settings.dtype,
             quantization=settings.quantization,
             adapter=settings.adapter,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            device=self._device,
+            device=device,
+            **source,
         )
-        base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
-        self._decoder = base.get_decoder()
-        self._head = base.get_output_embeddings()
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._max_tokens = _context_tokens(base.config.get_text_config())
-        self._ends = end_of_turn_ids(self._tokenizer)
-        self._sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-        self._check_model()
+        self._cells = CellReader(tokenizer, settings, self._max_tokens)
+        self._tokens = _token_engine(model, settings, device, end_of_turn_ids(tokenizer), self._cells.is_stopped)
+        if settings.context == "previous":
+            check_interviews(tokenizer)
 
-    @torch.inference_mode()
+    @property
+    def decoder(self) -> str:
+        """Return how the model runs: `native`, `fused`, `stock` or `plain`."""
+        return self._tokens.decoder_name
+
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order; cells that do not fit the model's context end as `error`."""
-        return [answer for group in groups for answer in self._answer_group(group)]
+        if self._settings.context == "previous":
+            return InterviewRunner(self._cells, self._tokens, self._max_tokens).answer(groups)
+        asked = [[self._cells.ask(group.persona, cell) for cell in group.cells] for group in groups]
+        if self._settings.calibration == "none":
+            self._run([[(cell, cell.prompt) for cell in cells] for cells in asked])
+        else:
+            self._run_calibrated(asked)
+        return [self._cells.read(cell) for cells in asked for cell in cells]
 
     def close(self) -> None:
         """Free the weights."""
-        self._model = self._decoder = self._head = None
+        self._tokens = PlainTokenEngine.closed()
 
-    @torch.inference_mode()
-    def _check_model(self) -> None:
-        """Compare a branch over a cached prefix with the model's own forward, on a few tokens."""
-        ids = [index % self._head.weight.shape[0] for index in range(3, 15)]
-        tree = option_tree(ids[2:8], [ids[::-1], [*ids[8:], 0]])
-        end = tree.options[1][-1][0]
-        try:
-            cache = self._expanded(self._prefix_cache(ids[:2]), 1)
-            ours = self._logits(self._forward(cache, *lay_out([tree], 2))[0, end]).softmax(-1)
-            own = self._model(input_ids=torch.tensor([ids], device=self._device)).logits[0, -1].float().softmax(-1)
-            is_same = bool((ours - own).abs().sum() <= (1e-3 if self._settings.dtype == "fp32" else 0.2))
-        except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-            raise self._other_kind(f"{type(error).__name__}: {error}") from error
-        if not is_same and bool(own.isfinite().all()):
-            raise self._other_kind("its own forward gives other probabilities")
+    def _run(self, groups: Sequence[Sequence[tuple[AskedCell, Prompt]]]) -> None:
+        """Answer prompts, and give each cell what came of its own."""
+        kept = [[(cell, prompt) for cell, prompt in group if not cell.error] for group in groups]
+        kept = [group for group in kept if group]
+        results = self._tokens.run([_prompt_group([prompt for _, prompt in group]) for group in kept])
+        for group, written in zip(kept, results, strict=True):
+            for (cell, _), result in zip(group, written, strict=True):
+                cell.written = result
 
-    def _other_kind(self, reason: str) -> ModelError:
-        return ModelError(
-            f"The packed engine cannot continue from a shared prefix with {self._settings.model!r}, a "
-            f"{type(self._model).__name__}: {reason}.",
-            "Choose a decoder with rotary positions, such as Llama, Mistral, Qwen2 or Phi.",
-        )
+    def _run_calibrated(self, asked: Sequence[Sequence[AskedCell]]) -> None:
+        """Score closed cells under several orders or against a content-free question, draw, then write what follows."""
+        scored = [[cell for cell in cells if cell.prompt.options and not cell.error] for cells in asked]
+        shared: dict[object, Prompt] = {}
+        if self._settings.calibration == "permute":
+            prompts = [[(cell, rotations(self._cells, cell)) for cell in cells] for cells in scored]
+        else:
+            prompts = [[(cell, [replace(cell.prompt, max_new_tokens=0)]) for cell in cells] for cells in scored]
+            for cells in scored:
+                for cell in cells:
+                    shared.setdefault(cell.shape, content_free_prompt(self._cells, cell))
+        batches = [[prompt for _, parts in group for prompt in parts] for group in prompts]
+        baseline = list(shared.values())
+        whole = [batch for batch in batches if batch] + ([baseline] if baseline else [])
+        results = iter(self._tokens.run([_prompt_group(batch) for batch in whole]))
+        scores = [iter(next(results)) if batch else iter(()) for batch in batches]
+        empty = dict(zip(shared, next(results), strict=True)) if baseline else {}
+        for group, found in zip(prompts, scores, strict=True):
+            for cell, parts in group:
+                self._draw(cell, [next(found) for _ in parts], empty.get(cell.shape))
+        self._run([[(cell, self._continued(cell)) for cell in cells if self._is_written(cell)] for cells in asked])
 
-    def _answer_group(self, group: Group) -> list[Answer]:
-        rows = [self._build_row(group, cell) for cell in group.cells]
-        kept = [row for row in rows if not row.error]
-        if kept:
-            shared = shared_prefix_length([row.prompt for row in kept]) if len(kept) > 1 else len(kept[0].prompt) - 1
-            for row in kept:
-                row.suffix = row.prompt[shared:]
-                row.reused = 0 if row is kept[0] else shared
-            prefix = self._prefix_cache(kept[0].prompt[:shared])
-            for chunk in _chunks(kept, self._settings.slots):
-                self._score(prefix, shared, [row for row in chunk if row.options])
-                self._write(prefix, shared, [row for row in chunk if self._max_written(row) and not row.error])
-        return [self._finish(row) for row in rows]
-
-    def _build_row(self, group: Group, cell: Cell) -> _Row:
-        messages = build_messages(group.persona, cell.item, self._settings.show_options, cell.order)
-        is_scored = cell.item.is_closed and self._settings.closed == "score"
-        labels = cell.item.options if is_scored else ()
-        row = _Row(
-            cell,
-            encode_prompt(self._tokenizer, messages),
-            [encode(self._tokenizer, render_choice(label)) for label in labels],
-        )
-        need = len(row.prompt) + max(map(len, row.options), default=0) + self._max_written(row)
-        if need > self._max_tokens:
-            row.error = (
-                f"the prompt has {len(row.prompt)} tokens, {need} with its answer; "
-                f"the model has room for {self._max_tokens}"
-            )
-        return row
-
-    def _max_written(self, row: _Row) -> int:
-        return 0 if row.options and not self._settings.rationale else self._settings.max_new_tokens
-
-    def _prefix_cache(self, ids: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return keys and values of the shared tokens, (1, heads, tokens, head size) per layer; empty without any."""
-        if not ids:
-            return []
-        cache = DynamicCache()
-        self._decoder(input_ids=torch.tensor([list(ids)], device=self._device), past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _expanded(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]], count: int) -> DynamicCache:
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(prefix):
-            cache.update(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1), index)
-        return cache
-
-    def _forward(
-        self, cache: DynamicCache, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
-    ) -> torch.Tensor:
-        """Return hidden states (rows, tokens, size). `visible` is (rows, tokens, cached + tokens) bool."""
-        dtype = self._head.weight.dtype if self._head.weight.is_floating_point() else torch.float32
-        bias = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-        hidden: torch.Tensor = self._decoder(
-            input_ids=ids.to(self._device),
-            position_ids=positions.to(self._device),
-            attention_mask=bias[:, None].to(self._device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(hidden)
-        return logits.float()
-
-    def _score(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]], shared: int, rows: list[_Row]) -> None:
-        """Give every row the probabilities of its options and its choice, from one forward.
-
-        A row's tokens are its suffix and, as branches that see the suffix and themselves only, every option but its
-        last token.
-        """
-        if not rows:
+    def _draw(self, cell: AskedCell, found: Sequence[Written], empty: Written | None) -> None:
+        parts = [*found, *([empty] if empty else [])]
+        if failed := next((written.error for written in parts if written.error), ""):
+            cell.error = failed
             return
-        trees = [option_tree(row.suffix, row.options) for row in rows]
-        hidden = self._forward(self._expanded(prefix, len(rows)), *lay_out(trees, shared))
-        where = [(index, parent) for index, tree in enumerate(trees) for option in tree.options for parent, _ in option]
-        tokens = [token for tree in trees for option in tree.options for _, token in option]
-        picked = hidden[torch.tensor([row for row, _ in where]), torch.tensor([at for _, at in where])]
-        log_probs = torch.log_softmax(self._logits(picked), -1)[torch.arange(len(tokens)), torch.tensor(tokens)]
-        values = iter(log_probs.double().tolist())
-        for row, tree in zip(rows, trees, strict=True):
-            totals = [sum(next(values) for _ in option) for option in tree.options]
-            if not all(map(math.isfinite, totals)):
-                row.error = _NOT_FINITE
-                continue
-            row.choice, row.probs = choose_option(totals, row.cell.seed, is_greedy=self._settings.temperature == 0)
+        totals = calibrate(cell, found, empty)
+        is_greedy = self._settings.temperature == 0
+        choice, _ = choose_option(totals, cell.prompt.seed, is_greedy=is_greedy)
+        cell.written = Written(choice, totals, num_reused=found[0].num_reused)
+        cell.calibrated = cell.written
 
-    def _write(self, prefix: Sequence[tuple[torch.Tensor, torch.Tensor]], shared: int, rows: list[_Row]) -> None:
-        """Write every row's text: after its choice where it has one, else from the start of the answer."""
-        if not rows:
-            return
-        starts = [row.suffix + (row.options[row.choice] if row.choice is not None else []) for row in rows]
-        lengths = torch.tensor([len(start) for start in starts])
-        width = int(lengths.max())
-        count, limit = len(rows), self._settings.max_new_tokens
-        ids = torch.zeros(count, width, dtype=torch.long)
-        for index, start in enumerate(starts):
-            ids[index, : len(start)] = torch.tensor(start)
-        cache = self._expanded(prefix, count)
-        steps = torch.arange(width)
-        visible = torch.ones(count, width, shared + width, dtype=torch.bool)
-        visible[:, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()
-        hidden = self._forward(cache, ids, (steps + shared).expand(count, -1), visible)
-        last = hidden[torch.arange(count), lengths - 1]
-        seen = torch.zeros(count, shared + width + limit, dtype=torch.bool)
-        seen[:, : shared + width] = True
-        seen[:, shared : shared + width] = steps < lengths[:, None]
-        for step in range(1, limit + 1):
-            logits = self._logits(last)
-            tokens = sample_tokens(logits, [row.cell.seed for row in rows], [step] * count, self._sampling)
-            are_finite = logits.logsumexp(-1).isfinite().tolist()
-            for row, token, is_finite in zip(rows, tokens.tolist(), are_finite, strict=True):
-                if not row.is_ended and is_finite:
-                    row.written.append(token)
-                elif not row.is_ended:
-                    row.error = _NOT_FINITE
-                row.is_ended |= token in self._ends or not is_finite
-            if step == limit or all(row.is_ended for row in rows):
-                return
-            seen[:, shared + width + step - 1] = True
-            last = self._forward(
-                cache,
-                tokens[:, None].cpu(),
-                (shared + lengths + step - 1)[:, None],
-                seen[:, None, : shared + width + step],
-            )[:, 0]
+    def _is_written(self, cell: AskedCell) -> bool:
+        return not cell.error and bool(cell.prompt.max_new_tokens)
 
-    def _finish(self, row: _Row) -> Answer:
-        answer = self._read(row)
-        return replace(
-            answer, prompt_tokens=len(row.prompt), reused_prompt_tokens=row.reused, new_tokens=len(row.written)
+    def _continued(self, cell: AskedCell) -> Prompt:
+        prompt, drawn = cell.prompt, cell.calibrated
+        if drawn is None or drawn.choice is None:
+            return prompt
+        return Prompt([*prompt.ids, *prompt.chosen(drawn.choice)], prompt.seed, prompt.max_new_tokens)
+
+
+def _prompt_group(prompts: Sequence[Prompt]) -> PromptGroup:
+    rows = [prompt.ids for prompt in prompts]
+    shared = shared_prefix_length(rows) if len(rows) > 1 else len(rows[0]) - 1
+    longest = max(len(prompt.ids) - shared + prompt.num_kept_tokens for prompt in prompts)
+    return PromptGroup(tuple(prompts), shared, longest)
+
+
+def _token_engine(
+    model: Any, settings: EngineSettings, device: str, ends: frozenset[int], is_stopped: Any
+) -> TokenEngine | PlainTokenEngine:
+    """Return the fastest engine that gives the model's own probabilities."""
+    sampling = SamplingSettings(
+        settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
+    )
+    sizes = BatchSettings(settings.slots, max_cache_bytes=settings.cache_bytes)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, reason = _stock_decoder(model, device)
+    if decoder is None:
+        _log.warning(
+            "A %s cannot be packed (%s); it is asked cell by cell, which takes several times as long.",
+            type(base).__name__,
+            reason,
         )
+        return PlainTokenEngine(model, sampling, device, ends, is_stopped)
+    if settings.quantization == "none" and can_fuse(base):
+        return TokenEngine(FusedDecoder(base, decoder.shape), sampling, ends, sizes, is_stopped)
+    return TokenEngine(decoder, sampling, ends, sizes, is_stopped)
 
-    def _read(self, row: _Row) -> Answer:
-        item, cell_id = row.cell.item, row.cell.assignment_id
-        if row.error:
-            return Answer(cell_id, "", "error", error=row.error)
-        ids = row.written[:-1] if row.is_ended else row.written
-        text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
-        if row.choice is not None:
-            label, probs = item.options[row.choice], tuple(row.probs or ())
-            whole = render_answer(label, text)
-            return Answer(cell_id, whole, "complete", text, item.codes[row.choice], label, probs)
-        disposition = disposition_of(item, text, is_truncated=not row.is_ended)
-        order = row.cell.order
-        code = code_answer(item, text, order) if item.is_closed and disposition == "complete" else None
-        label, rationale = split_rationale(item, text, order) if code is not None else ("", "")
-        return Answer(cell_id, text, disposition, rationale, code, label)
+
+def _stock_decoder(model: Any, device: str) -> tuple[StockDecoder | None, str]:
+    """Return the model's modules over packed tokens, or None and why they cannot run so."""
+    try:
+        decoder = StockDecoder(model, device)
+        reason = differs_from_own_forward(decoder, model, device)
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    return (None, reason) if reason else (decoder, "")
 
 
 def _context_tokens(config: Any) -> int:
     """Return how many tokens the model sees at once: its positions, or its attention's window where that is less."""
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", *_WINDOWS)]
     return min([int(limit) for limit in limits if limit], default=_UNLIMITED)
-
-
-def _chunks(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

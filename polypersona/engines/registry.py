@@ -5,20 +5,29 @@ from __future__ import annotations
 from polypersona.engines.base import Engine, EngineSettings
 from polypersona.errors import EngineError, nearest
 
-ENGINES = ("packed", "rules", "fake")
+ENGINES = ("packed", "vllm", "endpoint", "rules", "fake")
 
 
 def load_engine(settings: EngineSettings) -> Engine:
     """Build the engine the settings name.
 
     Raises:
-        EngineError: an unknown engine, or an option it does not support.
+        EngineError: an unknown engine, an option it does not support, or a key it does not find.
         ModelError: the model or adapter cannot be loaded.
+        MissingExtraError: the engine's library is not installed.
     """
     if settings.engine == "packed":
         from polypersona.engines.packed import PackedEngine
 
         return PackedEngine(settings)
+    if settings.engine == "vllm":
+        from polypersona.engines.vllm import VllmEngine
+
+        return VllmEngine(settings)
+    if settings.engine == "endpoint":
+        from polypersona.engines.endpoint import EndpointEngine
+
+        return EndpointEngine(settings)
     if settings.engine == "rules":
         from polypersona.engines.rules import RulesEngine
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from polypersona.chatml import render_answer
+from polypersona.chatml import render_answer, shown_place
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
 from polypersona.errors import EngineError
 from polypersona.records import Persona
@@ -39,6 +39,7 @@ class RulesEngine:
             )
         self._seed = settings.seed
         self._has_rationale = settings.rationale
+        self._show = settings.show_options
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order."""
@@ -86,7 +87,7 @@ class RulesEngine:
             rationale = " ".join(body)
         return Answer(
             cell.assignment_id,
-            render_answer(label, rationale),
+            render_answer(label, rationale, self._show, shown_place(index, cell.order)),
             "complete",
             rationale=rationale,
             code=item.codes[index],

@@ -5,13 +5,14 @@ Gives `EngineSettings` without any `auto` left. Loads no weights, starts no Ray.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polypersona.engines.base import EngineSettings
+from polypersona.engines.base import EndpointSettings, EngineSettings
 from polypersona.engines.registry import ENGINES
 from polypersona.errors import EngineError, ModelError
 from polypersona.recipe import Recipe
@@ -21,7 +22,16 @@ from polypersona.storage import RunDirectory
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 # What an engine's answers mean. A change that makes other answers from the same settings raises its number.
-ENGINE_VERSIONS = {"packed": 1, "rules": 1, "fake": 1}
+ENGINE_VERSIONS = {"packed": 2, "vllm": 1, "endpoint": 1, "rules": 1, "fake": 1}
+
+# Which engines do what the others would have to ignore.
+_HONOURED_BY = {
+    "context": ("packed",),
+    "calibration": ("packed",),
+    "length_norm": ("packed",),
+    "repetition_penalty": ("packed", "vllm"),
+    "stop": ("packed", "vllm", "endpoint"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,7 @@ class Weights:
     """The weights that answer: where they are, and what identifies them. Empty for an engine without a model.
 
     `adapter_run` is the run directory that the adapter is copied from where that is not on a local file system.
+    `warnings` name what the adapter was not trained for.
     """
 
     model: str = ""
@@ -38,6 +49,7 @@ class Weights:
     adapter_hash: str = ""
     adapter_name: str = "none"
     adapter_run: RunDirectory | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def refuse_unsupported(recipe: Recipe) -> None:
@@ -51,21 +63,31 @@ def refuse_unsupported(recipe: Recipe) -> None:
         raise EngineError(
             f"generate.engine: {generate.engine!r} is not part of this version.", f"Choose {', '.join(ENGINES)}."
         )
-    for key, value, allowed in (
+    if generate.max_hours is not None:
+        raise EngineError("generate.max_hours is not part of this version.", "Set generate.max_hours: null.")
+    for key, value, idle in (
         ("context", generate.context, "none"),
         ("calibration", generate.calibration, "none"),
-        ("max_hours", generate.max_hours, None),
+        ("length_norm", generate.length_norm, False),
+        ("repetition_penalty", generate.repetition_penalty, 1.0),
+        ("stop", generate.stop, []),
     ):
-        if value != allowed:
-            shown = "null" if allowed is None else allowed
+        if value != idle and generate.engine not in _HONOURED_BY[key]:
             raise EngineError(
-                f"generate.{key}: {value!r} is not part of this version.", f"Set generate.{key}: {shown}."
+                f"generate.{key}: {value!r} is not part of the {generate.engine} engine.",
+                f"Set generate.{key}: {json.dumps(idle)}, or choose generate.engine: packed.",
             )
+    if generate.engine == "packed":
+        _refuse_for_packed(recipe)
     if generate.order == "random" and recipe.instrument.show_options == "none":
         raise EngineError(
             "generate.order: random changes nothing where instrument.show_options is none.",
             "Set generate.order: fixed, or show the options.",
         )
+    if generate.engine == "endpoint":
+        _refuse_for_endpoint(recipe)
+    if generate.engine == "vllm":
+        _refuse_for_vllm(recipe)
 
 
 def base_bytes(recipe: Recipe) -> int | None:
@@ -95,7 +117,7 @@ def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
     identity = model_hash(recipe.model.base, recipe.model.revision)
     if recipe.model.adapter == "none":
         return Weights(model, identity, size)
-    from polypersona.models.adapters import adapter_hash, check_adapter
+    from polypersona.models.adapters import adapter_hash, check_adapter, rendering_warning
 
     is_own = recipe.model.adapter == "run"
     if is_own and not run.exists(ADAPTER_CONFIG):
@@ -104,6 +126,7 @@ def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
     with tempfile.TemporaryDirectory() as scratch:
         folder = copy_folder(run, ADAPTER, Path(scratch)) if is_remote else _adapter_folder(recipe, run)
         folder = check_adapter(str(folder), model, recipe.model.revision)
+        warning = rendering_warning(folder, recipe.instrument.show_options)
         return Weights(
             model=model,
             model_hash=identity,
@@ -112,11 +135,16 @@ def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
             adapter_hash=adapter_hash(folder),
             adapter_name="run" if is_own else folder.name,
             adapter_run=run if is_remote else None,
+            warnings=(warning,) if warning else (),
         )
 
 
 def build_settings(recipe: Recipe, frozen: Mapping[str, Any], weights: Weights) -> EngineSettings:
-    """Return the engine's settings; `frozen` are the values that `auto` was resolved to at the run's first start."""
+    """Return the engine's settings; `frozen` are the values that `auto` was resolved to at the run's first start.
+
+    Raises:
+        EngineError: the endpoint is to answer, and the recipe does not say which.
+    """
     generate = recipe.generate
     return EngineSettings(
         engine=generate.engine,
@@ -134,9 +162,15 @@ def build_settings(recipe: Recipe, frozen: Mapping[str, Any], weights: Weights) 
         top_k=generate.top_k,
         top_p=generate.top_p,
         min_p=generate.min_p,
+        repetition_penalty=generate.repetition_penalty,
+        stop=tuple(generate.stop),
+        length_norm=generate.length_norm,
+        context=generate.context,
+        calibration=generate.calibration,
         max_new_tokens=generate.max_new_tokens,
         slots=frozen["slots"],
         threads=frozen["threads"],
+        endpoint=_endpoint_settings(recipe) if generate.engine == "endpoint" else None,
     )
 
 
@@ -151,3 +185,64 @@ def copy_folder(run: RunDirectory, folder: str, target: Path) -> Path:
 
 def _adapter_folder(recipe: Recipe, run: RunDirectory) -> Path:
     return run.local_path(ADAPTER) if recipe.model.adapter == "run" else Path(recipe.model.adapter).expanduser()
+
+
+def _endpoint_settings(recipe: Recipe) -> EndpointSettings:
+    endpoint = recipe.generate.endpoint
+    for key in ("url", "model"):
+        if getattr(endpoint, key) is None:
+            raise EngineError(
+                f"generate.endpoint.{key} is missing: the endpoint engine asks a model of an OpenAI-compatible server.",
+                "Set generate.endpoint: {url: https://api.openai.com/v1, model: NAME}, with your own values.",
+            )
+    return EndpointSettings(**endpoint.model_dump())
+
+
+def _refuse_for_packed(recipe: Recipe) -> None:
+    """Refuse combinations that would change nothing."""
+    generate, shown = recipe.generate, recipe.instrument.show_options
+    if generate.closed != "score":
+        for key, value in (("calibration", generate.calibration != "none"), ("length_norm", generate.length_norm)):
+            if value:
+                raise EngineError(
+                    f"generate.{key} weighs the options' probabilities, and generate.closed: text computes none.",
+                    f"Leave out generate.{key}, or set generate.closed: score.",
+                )
+    if generate.calibration != "none" and generate.context == "previous":
+        raise EngineError(
+            "generate.calibration asks every question several times, which an interview cannot.",
+            "Set generate.context: none or generate.calibration: none.",
+        )
+    if generate.calibration == "permute" and shown == "none":
+        raise EngineError(
+            "generate.calibration: permute turns the options as they are shown, and instrument.show_options is none.",
+            "Set generate.calibration: content_free, or show the options.",
+        )
+    if generate.length_norm and shown == "letters":
+        raise EngineError(
+            "generate.length_norm divides by an option's tokens, and with letters every option is one token.",
+            "Leave out generate.length_norm, or set instrument.show_options: labels.",
+        )
+
+
+def _refuse_for_endpoint(recipe: Recipe) -> None:
+    from polypersona.engines.endpoint import check_settings
+
+    generate = recipe.generate
+    nothing = {"dtype": "fp32", "quantization": "none", "slots": 1, "threads": 1}
+    check_settings(build_settings(recipe, nothing, Weights()))
+    if generate.slots != "auto" or generate.actors not in ("auto", 1):
+        key = "slots" if generate.slots != "auto" else "actors"
+        raise EngineError(
+            f"generate.{key}: {getattr(generate, key)} has no meaning for the endpoint engine: one actor keeps "
+            "generate.endpoint.concurrency requests in flight.",
+            f"Leave out generate.{key} and set generate.endpoint.concurrency.",
+        )
+
+
+def _refuse_for_vllm(recipe: Recipe) -> None:
+    from polypersona.engines.vllm_limits import check_settings
+
+    generate, quantization = recipe.generate, recipe.model.quantization
+    chosen = {"dtype": "fp32", "quantization": "none" if quantization == "auto" else quantization}
+    check_settings(build_settings(recipe, {**chosen, "slots": 1, "threads": 1}, Weights()))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from polypersona.chatml import RENDERER_VERSION
 from polypersona.errors import ModelError
 from polypersona.models.location import files_hash, is_hub_id, locate_model, model_hash, read_config
 from polypersona.models.quantization import refuse_4bit_merge
@@ -50,6 +51,32 @@ def adapter_hash(adapter: str | Path) -> str:
     """Return what identifies an adapter: the hex digest of its configuration and weights."""
     folder = Path(adapter)
     return files_hash([folder / CONFIG, folder / WEIGHTS])
+
+
+def rendering_warning(adapter: str | Path, show_options: str) -> str:
+    """Return why an adapter may answer worse to prompts written this way; empty where it was trained on such.
+
+    Args:
+        adapter: its folder, whose training.json says how its training prompts were written.
+        show_options: how the prompts it shall answer show the options.
+    """
+    folder = Path(adapter)
+    training = read_config(folder / TRAINING) if (folder / TRAINING).is_file() else {}
+    trained = training.get("rendering")
+    now = f"this recipe has instrument.show_options: {show_options}"
+    if not isinstance(trained, dict):
+        return f"The adapter {folder.name} does not say how its training prompts showed the options; {now}."
+    if trained.get("show_options") != show_options:
+        return (
+            f"The adapter {folder.name} was trained on prompts with instrument.show_options: "
+            f"{trained.get('show_options')}; {now}, which it has not learnt."
+        )
+    if trained.get("renderer_version") != RENDERER_VERSION:
+        return (
+            f"The adapter {folder.name} was trained on prompts of renderer version {trained.get('renderer_version')}; "
+            f"this version of polypersona writes those of version {RENDERER_VERSION}."
+        )
+    return ""
 
 
 def attach_adapter(base: Any, adapter: str, model: str, revision: str | None = None) -> Any:

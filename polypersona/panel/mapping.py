@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polypersona.errors import PersonaError, nearest
-from polypersona.panel.rows import Reject, Row, Table
+from polypersona.panel.numbers import Strays, find_strays, type_numbers
+from polypersona.panel.table import BadCell, Reject, Row, Table
 from polypersona.recipe import AttributeMapping, PanelRecipe
 from polypersona.records import AttributeValue
 
@@ -31,8 +32,6 @@ IGNORED_COLUMNS = frozenset({"synthetic"})  # the mark of generated files, no pr
 # Attributes that are lists by definition: "chess, hiking" in one cell is two interests.
 LIST_ATTRIBUTES = frozenset({"values", "interests"})
 
-_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
-_DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 _BETWEEN = re.compile(r"\s*[,;|]\s*")
 
 
@@ -74,10 +73,14 @@ class Draft:
 
 @dataclass(slots=True)
 class Tally:
-    """What was not taken over: values outside a recoding by attribute, and cells that fit no attribute by column."""
+    """What was not taken over: values outside a recoding by attribute, and cells that fit no attribute by column.
+
+    `strays`, by attribute: the few values that keep it from being numeric.
+    """
 
     unmapped: dict[str, Counter[str]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
+    strays: dict[str, Strays] = field(default_factory=dict)
 
 
 def resolve_columns(panel: PanelRecipe, table: Table, location: str) -> Columns:
@@ -125,9 +128,21 @@ def draft_personas(columns: Columns, table: Table, location: str) -> tuple[list[
         except _RowError as error:
             rejects.append(Reject(location, row.number, error.field, error.reason))
     for source in columns.attributes:
-        if table.is_untyped or source.values:
-            _type_numbers(drafts, source.attribute)
+        _treat_numbers(source.attribute, drafts, tally, is_untyped=table.is_untyped or bool(source.values))
     return drafts, rejects, tally
+
+
+def _treat_numbers(attribute: str, drafts: Iterable[Draft], tally: Tally, *, is_untyped: bool) -> None:
+    """Type an attribute's texts as numbers where all are; count those that prevent it."""
+    holders = [draft for draft in drafts if attribute in draft.attributes]
+    values: Sequence[AttributeValue] = [draft.attributes[attribute] for draft in holders]
+    if is_untyped:
+        values = type_numbers(values)
+        for draft, value in zip(holders, values, strict=True):
+            draft.attributes[attribute] = value
+    strays = find_strays([draft.row for draft in holders], values, is_untyped=is_untyped)
+    if strays is not None:
+        tally.strays[attribute] = strays
 
 
 class _RowError(Exception):
@@ -181,7 +196,8 @@ def convert_value(value: Any) -> AttributeValue | None:
     """Return a cell as an attribute's value; None where it is empty, null or NaN.
 
     Raises:
-        UnusableError: the cell is an object, bytes, an infinite number, a list of other things than texts and numbers.
+        UnusableError: the cell is an object, bytes, a spreadsheet's error value, an infinite number, or a list of
+            other things than texts and numbers.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -199,6 +215,8 @@ def convert_value(value: Any) -> AttributeValue | None:
         if not all(isinstance(part, str | int | float) for part in value):
             raise UnusableError("a list is an attribute only where its parts are texts")
         return tuple(_valid(str(part).strip()) for part in value if str(part).strip()) or None
+    if isinstance(value, BadCell):
+        raise UnusableError(f"{value.what} is no attribute")
     kind = "an object" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
     raise UnusableError(f"{kind} is no attribute: number, text, boolean or list of texts")
 
@@ -268,16 +286,3 @@ def _weight(row: Row, column: str | None) -> float:
     if not (math.isfinite(weight) and weight > 0):
         raise _RowError(column, f"a weight is a finite number above 0, not {value!r:.60}")
     return weight
-
-
-def _type_numbers(drafts: Iterable[Draft], attribute: str) -> None:
-    """Make an attribute's texts numbers where all of them are; "007" is a text, for it would lose its zeros."""
-    holders = [draft for draft in drafts if attribute in draft.attributes]
-    texts = [value for draft in holders if isinstance(value := draft.attributes[attribute], str)]
-    if not texts or not all(_DECIMAL.fullmatch(text) for text in texts):
-        return
-    kind = int if all(_INTEGER.fullmatch(text) for text in texts) else float
-    for draft in holders:
-        value = draft.attributes[attribute]
-        if isinstance(value, str):
-            draft.attributes[attribute] = kind(value)

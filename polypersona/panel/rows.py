@@ -1,4 +1,7 @@
-"""Persona files → rows: JSON Lines, a JSON list, `{"data": [...]}`, CSV, TSV or Parquet, from a path or a pyarrow URL.
+"""Persona files → rows, by the suffix of their names, from a path or a pyarrow URL.
+
+JSON Lines, a JSON list, `{"data": [...]}`, CSV, TSV and Parquet are read here, workbooks and SPSS files by their own
+modules.
 
 A row that cannot be read is kept aside with its place and reason; a file that cannot be read is an error. Knows no
 attribute names beyond the three shapes a record can have:
@@ -15,7 +18,6 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,44 +25,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from polypersona.errors import PersonaError
+from polypersona.panel.spss import read_sav
+from polypersona.panel.table import Reject, Row, Table, refuse_repeated
+from polypersona.panel.workbook import read_workbook
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A row kept aside: the file, its row, the field (may be empty) and why.
-
-    `row` is the line where the record begins in JSON Lines, CSV and TSV, else the record's number from 1.
-    """
-
-    file: str
-    row: int
-    field: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A record: `fields` can become attributes, `outer` only id, text and weight. `is_own`: this project's shape."""
-
-    number: int
-    fields: Mapping[str, Any]
-    outer: Mapping[str, Any] = field(default_factory=dict)
-    is_own: bool = False
-
-    def get(self, column: str) -> Any:
-        """Return a column's value, None where the record lacks it."""
-        return self.fields[column] if column in self.fields else self.outer.get(column)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A file's rows in order, and its rejects. `is_untyped`: every value is text (CSV, TSV)."""
-
-    rows: tuple[Row, ...]
-    rejects: tuple[Reject, ...]
-    is_untyped: bool = False
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".sav", ".zsav")
 
 
 def read_bytes(location: str) -> bytes:
@@ -91,12 +60,17 @@ def parse_table(location: str, data: bytes) -> Table:
 
     Raises:
         PersonaError: an unknown suffix, or content that is not of that format.
+        MissingExtraError: the library that reads the format is not installed.
     """
     suffix = PurePosixPath(location.split("?")[0]).suffix.lower()
     if suffix not in SUFFIXES:
         raise PersonaError(
             f"{location}: a persona file ends in {', '.join(SUFFIXES)}, not {suffix!r}.", "Convert or rename it."
         )
+    if suffix == ".xlsx":
+        return read_workbook(location, data)
+    if suffix in (".sav", ".zsav"):
+        return read_sav(location, data)
     if suffix == ".parquet":
         found: Iterator[Row | Reject] = _parquet(location, data)
     elif suffix in (".csv", ".tsv"):
@@ -177,24 +151,22 @@ def _csv(location: str, data: bytes, delimiter: str) -> Iterator[Row | Reject]:
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = _checked_header(location, begin, [cell.strip() for cell in cells])
+            header = [cell.strip() for cell in cells]
+            _check_header(f"{location}, line {begin}", header)
         elif len(cells) != len(header):
             yield Reject(location, begin, "", f"the row has {len(cells)} cells, the header {len(header)}")
         else:
             yield _row(begin, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
-def _checked_header(location: str, line: int, names: list[str]) -> list[str]:
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise PersonaError(f"{location}, line {line}: the column {twice!r} occurs twice.", "Rename one of them.")
+def _check_header(where: str, names: list[str]) -> None:
+    refuse_repeated(where, names)
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         raise PersonaError(
-            f"{location}, line {line}: the header is one column, {names[0][:60]!r}, so the columns are not separated "
+            f"{where}: the header is one column, {names[0][:60]!r}, so the columns are not separated "
             "by the file's separator (comma in .csv, tab in .tsv).",
             "Save it with commas, or with tabs as .tsv.",
         )
-    return names
 
 
 def _parquet(location: str, data: bytes) -> Iterator[Row | Reject]:

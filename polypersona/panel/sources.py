@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from polypersona.errors import PersonaError
+from polypersona.location import mask_secrets
 from polypersona.panel.identity import content_digest, identify
 from polypersona.panel.mapping import ID_COLUMNS, IGNORED_COLUMNS, Columns, Draft, draft_personas, resolve_columns
-from polypersona.panel.rows import Reject, Table, parse_table, read_bytes
+from polypersona.panel.numbers import Strays
+from polypersona.panel.rows import parse_table, read_bytes
 from polypersona.panel.sampler import sample_personas, sampler_hash
+from polypersona.panel.table import Reject, Table
 from polypersona.recipe import PanelRecipe
 from polypersona.records import Persona
 
@@ -36,7 +39,9 @@ class Reading:
 
     `repeats` counts personas left out because their content had occurred (`distinct`); `unmapped` has, by attribute,
     the values a recoding did not name, kept as they were; `unused` are columns the recipe does not name; `skipped`
-    counts, by column, cells of a kind no attribute can be. `is_synthetic`: the file says so of every row.
+    counts, by column, cells of a kind no attribute can be; `strays`, by attribute, are the few values that keep it
+    from being numeric; `notes` say what else of the file was not taken. `is_synthetic`: the file says so of every row.
+    `location` shows no secrets.
     """
 
     location: str
@@ -49,6 +54,8 @@ class Reading:
     unmapped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    strays: Mapping[str, Strays] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_panel(panel: PanelRecipe, seed: int) -> Panel:
@@ -75,8 +82,8 @@ def read_personas(panel: PanelRecipe) -> Reading:
     Raises:
         PersonaError: as `load_panel`.
     """
-    location = panel.source
-    data = read_bytes(location)
+    data = read_bytes(panel.source)
+    location = mask_secrets(panel.source)
     table = parse_table(location, data)
     if not table.rows:
         raise _empty(location, table.rejects)
@@ -104,6 +111,8 @@ def read_personas(panel: PanelRecipe) -> Reading:
         unmapped={name: dict(counts.most_common()) for name, counts in tally.unmapped.items()},
         unused=columns.unused,
         skipped=dict(tally.skipped),
+        strays=tally.strays,
+        notes=table.notes,
     )
 
 

@@ -51,7 +51,7 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "name": recipe.name,
         "notice": words.SYNTHETIC,
         "simulator": words.SIMULATOR if summary["is_simulated"] else "",
-        "warnings": words.warnings_of(recipe, scores, summary),
+        "warnings": [*words.warnings_of(recipe, scores, summary), *_stage_warnings(evidence.run)],
         "what_was_run": words.what_was_run(recipe, summary),
         "can_conclude": can,
         "cannot_conclude": cannot,
@@ -87,9 +87,9 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
     """Return the run in a few numbers."""
     tally = evidence.tally
     quarantined = sum(evidence.quarantine.values())
-    planned = tally.num_rows + quarantined
+    planned = tally.num_rows + tally.num_not_asked + quarantined
     dispositions = tally.by(2)
-    has_model = evidence.recipe.generate.engine not in ("rules", "fake")
+    has_weights = evidence.recipe.generate.engine not in ("rules", "fake", "endpoint")
     return {
         "num_personas": tally.num_personas,
         "num_items": len(tally.item_types),
@@ -97,6 +97,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "num_rows": tally.num_rows,
         "num_complete": dispositions["complete"],
         "share_complete": dispositions["complete"] / tally.num_rows if tally.num_rows else math.nan,
+        "num_not_asked": tally.num_not_asked,
         "num_quarantined": quarantined,
         "share_quarantined": quarantined / planned if planned else math.nan,
         "num_waves": len(tally.waves),
@@ -107,11 +108,17 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "reused_prompt_tokens": tally.reused_prompt_tokens,
         "share_reused": tally.reused_prompt_tokens / tally.prompt_tokens if tally.prompt_tokens else math.nan,
         "new_tokens": tally.new_tokens,
-        "model": evidence.recipe.model.base if has_model else "none",
-        "adapter": evidence.recipe.model.adapter if has_model else "none",
+        "model": evidence.recipe.model.base if has_weights else words.served_model(evidence.recipe) or "none",
+        "adapter": evidence.recipe.model.adapter if has_weights else "none",
         "engine": evidence.recipe.generate.engine,
         "is_simulated": words.is_simulated(evidence.recipe, str(evidence.scores.get("reference", "none"))),
     }
+
+
+def _stage_warnings(run: Mapping[str, Any]) -> list[str]:
+    stages = run.get("stages", {})
+    dataset, generated = stages.get("dataset", {}).get("figures", {}), stages.get("generate", {})
+    return list(dict.fromkeys([*dataset.get("warnings", ()), *generated.get("warnings", ())]))
 
 
 def run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +154,9 @@ def table_ii(recipe: Recipe, overall: Sequence[Row]) -> dict[str, Any]:
     found = [find_row(overall, column.metrics) for column in TABLE_II_COLUMNS]
     return {
         "columns": [{"head": column.head, "title": column.title} for column in TABLE_II_COLUMNS],
-        "name": recipe.model.base if recipe.generate.engine in ("packed", "vllm") else recipe.generate.engine,
+        "name": recipe.model.base
+        if recipe.generate.engine in ("packed", "vllm")
+        else words.served_model(recipe) or recipe.generate.engine,
         "scores": [_cell(row) for row in found],
         "floors": [row["floor"] if row and row.get("floor_name") else "not computed" for row in found],
         "floor_name": next((row["floor_name"] for row in found if row and row.get("floor_name")), ""),

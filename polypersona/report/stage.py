@@ -21,7 +21,7 @@ from polypersona.report.content import Evidence, build_content
 from polypersona.report.page import assets_digest, browser_data, render_page
 from polypersona.report.sample import Sample
 from polypersona.report.source import load_source
-from polypersona.report.tally import Tally, stream_rows
+from polypersona.report.tally import Tally, asked_rows, stream_rows
 from polypersona.storage import RunDirectory, load_run, update_run
 
 PAGE, NUMBERS = "report.html", "report.json"
@@ -56,7 +56,7 @@ def gather(directory: RunDirectory, recipe: Recipe, state: dict[str, Any]) -> tu
     tally, sample = Tally(), Sample()
     for table in stream_rows(directory):
         tally.add(table)
-        sample.add(table)
+        sample.add(asked_rows(table))
     scores, training = (directory.read_json(name) if directory.exists(name) else {} for name in _SMALL_FILES)
     source = load_source(directory, recipe, frozenset(sample.rows))
     return Evidence(recipe, state, scores, training, tally, source, count_quarantine(directory)), sample

@@ -57,7 +57,7 @@ class ItemTally:
 
 @dataclass(slots=True)
 class Tally:
-    """The counters of one run."""
+    """The counters of one run. Cells that were not asked are counted apart and are in no other counter."""
 
     cells: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     lengths: dict[tuple[str, bool], Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
@@ -69,11 +69,12 @@ class Tally:
     is_weighted: bool = False
     waves: set[int] = field(default_factory=set)
     draws: set[int] = field(default_factory=set)
+    num_not_asked: int = 0
     persona_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
     @property
     def num_rows(self) -> int:
-        """Rows seen."""
+        """Rows seen, of questions that were asked."""
         return sum(self.cells.values())
 
     @property
@@ -90,6 +91,9 @@ class Tally:
 
     def add(self, table: pa.Table) -> None:
         """Count some rows, as `stream_rows` gives them."""
+        asked = asked_rows(table)
+        self.num_not_asked += table.num_rows - asked.num_rows
+        table = asked
         _count_cells(self, table)
         _count_lengths(self, table)
         _count_codes(self, table)
@@ -99,6 +103,11 @@ class Tally:
 def item_key(item_id: str, variant: str) -> str:
     """Return how an item and its variant are named on the page."""
     return f"{item_id} · {variant}" if variant else item_id
+
+
+def asked_rows(table: pa.Table) -> pa.Table:
+    """Return the rows without those whose question routing left out."""
+    return table.filter(pc.not_equal(table["disposition"], "not_asked"))
 
 
 def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.Table]:

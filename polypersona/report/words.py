@@ -76,6 +76,11 @@ def what_was_run(recipe: Recipe, summary: Mapping[str, Any]) -> list[str]:
         f"{domains}: {render_count(summary['num_rows'])} answers, of which {render_count(summary['num_complete'])} "
         f"({render_share(summary['share_complete'])}) are complete."
     )
+    if skipped := summary["num_not_asked"]:
+        asked += (
+            f" A further {render_count(skipped)} cells were not asked, because an earlier answer routes past them; no "
+            "share or score below counts them."
+        )
     sentences = [asked, _who_answered(recipe, summary)]
     if recipe.generate.on == "test":
         sentences.append(f"The respondents are those of the dataset's test split{_what_was_unseen(recipe)}.")
@@ -83,7 +88,7 @@ def what_was_run(recipe: Recipe, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _what_was_unseen(recipe: Recipe) -> str:
-    is_tuned_here = recipe.model.adapter == "run" and recipe.generate.engine not in ("rules", "fake")
+    is_tuned_here = recipe.model.adapter == "run" and recipe.generate.engine not in ("rules", "fake", "endpoint")
     return f"; the model was tuned on {_UNSEEN[recipe.dataset.split_by]}" if is_tuned_here else ""
 
 
@@ -95,11 +100,21 @@ _UNSEEN = {
 }
 
 
+def served_model(recipe: Recipe) -> str:
+    """Return the model behind the endpoint that answered; empty where another engine did."""
+    return recipe.generate.endpoint.model or "" if recipe.generate.engine == "endpoint" else ""
+
+
 def _who_answered(recipe: Recipe, summary: Mapping[str, Any]) -> str:
     if recipe.generate.engine == "rules":
         return "The answers were written by rules, not by a language model."
     if recipe.generate.engine == "fake":
         return "The answers were written by the fake engine, which exists for tests: they carry no meaning."
+    if model := served_model(recipe):
+        return (
+            f"They were written by the language model {model} behind {recipe.generate.endpoint.url}, which may change "
+            "at any time: a second run would not give the same answers."
+        )
     adapter = summary["adapter"]
     tuned = f"with the adapter {adapter}" if adapter not in ("", "none") else "without an adapter"
     if adapter == "run":

@@ -17,6 +17,8 @@ Value = TypeVar("Value")
 GIB = 1 << 30
 MODEL_ENGINES = ("packed", "vllm")
 CPU_SLOTS, GPU_SLOTS = 64, 128
+# vLLM schedules requests itself; what it keeps of prompts on a CPU is given to it, or it would take most of the node.
+VLLM_GPU_SLOTS, VLLM_CPU_CACHE_BYTES = 256, 4 * GIB
 # An actor holds its weights once, and while it loads them a part of them twice; the rest is cache and the runtime.
 ACTOR_MEMORY_FACTOR = 1.5
 ACTOR_BASE_BYTES = GIB // 2
@@ -179,12 +181,12 @@ def plan_generation(
     actors = choose_actors(recipe, inventory, num_shards, weight_bytes)
     return GeneratePlan(
         actors=actors,
-        cpus_per_actor=_cpus_per_actor(inventory, actors.value),
+        cpus_per_actor=_cpus_per_actor(inventory, actors.value, is_alone=recipe.generate.engine == "vllm"),
         gpus_per_actor=1 if uses_gpu else 0,
         dtype=choose_dtype(recipe, inventory),
         quantization=choose_quantization(recipe, inventory, weight_bytes),
         slots=choose_slots(recipe, inventory),
-        threads=Decision(1, "one thread an actor: two processes of one thread outrun one of two"),
+        threads=choose_threads(recipe),
     )
 
 
@@ -219,6 +221,12 @@ def choose_quantization(recipe: Recipe, inventory: Inventory, weight_bytes: int 
     need = f"the weights take {weight_bytes / GIB:.1f} GiB in 16 bits, the smallest GPU has {smallest / GIB:.1f} GiB"
     if weight_bytes <= room:
         return Decision("none", need)
+    if recipe.generate.engine == "vllm":
+        raise InfeasiblePlanError(
+            f"No plan fits: {need}, and the vllm engine does not quantise them.",
+            f"Use GPUs of {weight_bytes / GPU_WEIGHT_SHARE / GIB:.0f} GiB, a model.base that is stored quantised, or "
+            "generate.engine: packed.",
+        )
     if weight_bytes * NF4_SHARE_OF_BF16 <= room:
         return Decision("nf4", need)
     raise InfeasiblePlanError(
@@ -229,11 +237,22 @@ def choose_quantization(recipe: Recipe, inventory: Inventory, weight_bytes: int 
 
 def choose_slots(recipe: Recipe, inventory: Inventory) -> Decision[int]:
     """Choose how many cells an actor has in flight."""
+    if recipe.generate.engine == "endpoint":
+        return Decision(recipe.generate.endpoint.concurrency, "generate.endpoint.concurrency: requests in flight")
     if recipe.generate.slots != "auto":
         return Decision(recipe.generate.slots, "generate.slots in the recipe")
+    if inventory.gpus and recipe.generate.engine == "vllm":
+        return Decision(VLLM_GPU_SLOTS, "a GPU: as many requests as vLLM may run together")
     if inventory.gpus and recipe.generate.engine in MODEL_ENGINES:
         return Decision(GPU_SLOTS, "a GPU")
     return Decision(CPU_SLOTS, "a CPU: more cells in flight gain little")
+
+
+def choose_threads(recipe: Recipe) -> Decision[int]:
+    """Choose the threads of an actor's own process."""
+    if recipe.generate.engine == "vllm":
+        return Decision(1, "one for the actor; vLLM's own process takes what it needs")
+    return Decision(1, "one thread an actor: two processes of one thread outrun one of two")
 
 
 def choose_actors(
@@ -241,6 +260,13 @@ def choose_actors(
 ) -> Decision[int]:
     """Choose the size of the actor pool; never more actors than shards are left."""
     limit = max(1, num_shards) if num_shards is not None else None
+    if recipe.generate.engine == "endpoint":
+        endpoint = recipe.generate.endpoint
+        pace = "" if endpoint.requests_per_minute is None else f", {endpoint.requests_per_minute:g} a minute at most"
+        flight = f"one actor keeps {endpoint.concurrency} requests in flight{pace}"
+        return Decision(1, f"{endpoint.model} at {endpoint.url} answers: {flight}")
+    if recipe.generate.engine == "vllm":
+        return _at_most(_choose_vllm_actors(recipe, inventory, weight_bytes), limit)
     if recipe.generate.actors != "auto":
         return _at_most(Decision(recipe.generate.actors, "generate.actors in the recipe"), limit)
     if recipe.generate.engine in MODEL_ENGINES and inventory.gpus:
@@ -251,15 +277,36 @@ def choose_actors(
     each = ACTOR_BASE_BYTES + int(ACTOR_MEMORY_FACTOR * weight_bytes)
     fits = sum(int(min(node.cpus, node.memory_bytes // each)) for node in inventory.nodes)
     if fits < 1:
-        largest = max(node.memory_bytes for node in inventory.nodes)
-        raise InfeasiblePlanError(
-            f"No plan fits: memory is short. An actor needs {each / GIB:.1f} GiB, the largest node has "
-            f"{largest / GIB:.1f} GiB.",
-            "Use a smaller model.base or a larger node.",
-        )
+        raise _memory_is_short(inventory, each)
     if fits < cpus:
         return _at_most(Decision(fits, f"memory: an actor needs {each / GIB:.1f} GiB"), limit)
     return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
+
+
+def _choose_vllm_actors(recipe: Recipe, inventory: Inventory, weight_bytes: int | None) -> Decision[int]:
+    """Choose one vLLM a GPU, or one a node: its CPU build takes all cores. The reason says which build it needs."""
+    asked = recipe.generate.actors
+    if count := len(inventory.gpus):
+        needs = f"{count} GPUs, one vLLM each (the extra polypersona[vllm] on every node)"
+        most = count
+    else:
+        each = ACTOR_BASE_BYTES + VLLM_CPU_CACHE_BYTES + int(ACTOR_MEMORY_FACTOR * (weight_bytes or 0))
+        most = sum(node.memory_bytes >= each and node.cpus >= 1 for node in inventory.nodes)
+        if not most:
+            raise _memory_is_short(inventory, each)
+        needs = "no GPU: one vLLM a node, on all its cores; this needs vLLM's CPU build in place of the extra's"
+    if asked == "auto":
+        return Decision(most, needs)
+    return Decision(min(asked, most), f"generate.actors in the recipe ({asked}); {needs}")
+
+
+def _memory_is_short(inventory: Inventory, each: int) -> InfeasiblePlanError:
+    largest = max(node.memory_bytes for node in inventory.nodes)
+    return InfeasiblePlanError(
+        f"No plan fits: memory is short. An actor needs {each / GIB:.1f} GiB, the largest node has "
+        f"{largest / GIB:.1f} GiB.",
+        "Use a smaller model.base or a larger node.",
+    )
 
 
 def _refuse_without_cpu(inventory: Inventory) -> None:
@@ -275,11 +322,14 @@ def _at_most(actors: Decision[int], limit: int | None) -> Decision[int]:
     return Decision(limit, f"{limit} shards are left to answer")
 
 
-def _cpus_per_actor(inventory: Inventory, actors: int) -> float:
+def _cpus_per_actor(inventory: Inventory, actors: int, *, is_alone: bool = False) -> float:
     """Return Ray's reservation for an actor: what leaves a whole CPU of the cluster, which a read task needs.
 
-    On a single CPU that is nothing: an actor that reserved a part of it would wait for a read that waits for it.
+    On a single CPU that is nothing: an actor that reserved a part of it would wait for a read that waits for it. An
+    actor that is to be alone on a node without GPU reserves all but one of the smallest node's CPUs.
     """
+    if is_alone and not inventory.gpus:
+        return float(max(0, int(min(node.cpus for node in inventory.nodes)) - 1))
     return min(1.0, int(1000 * max(0.0, inventory.cpus - 1) / actors) / 1000)
 
 

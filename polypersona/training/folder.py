@@ -22,7 +22,7 @@ from polypersona.models.adapters import CONFIG, TRAINING, WEIGHTS
 from polypersona.models.location import files_hash, model_hash, read_config
 from polypersona.recipe import Recipe, finetune_settings
 from polypersona.records import Example, digest
-from polypersona.storage import RunDirectory
+from polypersona.storage import RunDirectory, load_run
 from polypersona.training.artifacts import build_events, render_card
 from polypersona.training.job import TRAINING_VERSION
 
@@ -46,6 +46,15 @@ def training_content(recipe: Recipe, run_directory: RunDirectory) -> dict[str, A
         **{f"dataset.{split}": value for split, value in _data_hashes(run_directory).items()},
         "renderer_version": RENDERER_VERSION,
         "training_version": TRAINING_VERSION,
+    }
+
+
+def training_rendering(recipe: Recipe, run_directory: RunDirectory) -> dict[str, Any]:
+    """Return how the training prompts were written: what the dataset stage recorded, else what the recipe says."""
+    dataset = load_run(run_directory).get("stages", {}).get("dataset", {}).get("content", {})
+    return {
+        "show_options": dataset.get("instrument.show_options", recipe.instrument.show_options),
+        "renderer_version": dataset.get("renderer_version", RENDERER_VERSION),
     }
 
 

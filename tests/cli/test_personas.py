@@ -162,3 +162,19 @@ def test_help_has_an_example_for_each_command(run) -> None:
         code, out, _ = run(*arguments, "--help")
         assert code == 0
         assert "Example: polypersona personas" in " ".join(out.split())
+
+
+def test_a_secret_in_a_url_is_not_printed(run, tmp_path: Path) -> None:
+    secret = "nowhere://KEY:SECRET@bucket/p"
+    for arguments in (
+        ("describe", f"{secret}.csv"),
+        ("describe", f"{secret}.csv", "--seed", "3"),
+        ("import", f"{secret}.csv", "--out", "p.jsonl"),
+        ("import", f"{secret}.csv", "--out", f"{secret}.csv"),
+        ("sample", "--size", "3", "--out", f"{secret}.jsonl"),
+        ("sample", "--size", "3", "--out", f"{secret}.csv"),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2, arguments
+        assert "KEY" not in out + err
+        assert "SECRET" not in out + err

@@ -81,7 +81,7 @@ def test_each_command_shows_an_example(command):
         (RECIPE.replace("size: 12", "size: 0"), "panel.size"),
         (RECIPE.replace("source: sampled", "source: nowhere.jsonl"), "nowhere.jsonl"),
         (RECIPE.replace("healthcare.open.01", "healthcare.open.99"), "healthcare.open.99"),
-        (RECIPE.replace("engine: fake", "engine: vllm"), "not part of this version"),
+        (RECIPE.replace("engine: fake", "engine: vllm, temperature: 3"), "not part of the vllm engine"),
         (RECIPE.replace("engine: fake", "engine: packed") + "model: {base: no/such/folder/here}\n", "no/such/folder"),
     ],
 )

@@ -16,10 +16,10 @@ from toy_models import FAMILIES, make_toy_model, make_toy_tokenizer
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group
-from polypersona.engines.option_tree import option_tree
+from polypersona.decoding.option_tree import option_tree
 from polypersona.engines.packed import PackedEngine
 from polypersona.engines.registry import load_engine
-from polypersona.engines.sampling import choose_option
+from polypersona.decoding.sampling import choose_option
 from polypersona.errors import ModelError
 from polypersona.records import Item, Persona, seed_from
 
@@ -295,7 +295,7 @@ def test_closed_text_is_written_and_coded(models: dict[str, Path], monkeypatch: 
     # A random model names no option; one that is made to write a given answer does.
     script = [*encode(plain.tokenizer, "Strongly agree. I see it."), 2]
     steps = iter(script)
-    monkeypatch.setattr("polypersona.engines.packed.sample_tokens", lambda *_: torch.tensor([next(steps)]))
+    monkeypatch.setattr("polypersona.decoding.sampling.sample_tokens", lambda *_: torch.tensor([next(steps)]))
     answer = PackedEngine(settings(models["llama"], closed="text", max_new_tokens=60)).answer(
         groups((PERSONAS[0],), (LIKERT,))
     )[0]

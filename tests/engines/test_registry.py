@@ -29,8 +29,8 @@ def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(EngineError, match="Did you mean 'rules'") as caught:
         load_engine(EngineSettings(engine="rule", seed=7))
     assert "packed" in caught.value.hint
-    with pytest.raises(EngineError, match="vllm"):
-        load_engine(EngineSettings(engine="vllm", seed=7))
+    with pytest.raises(EngineError, match="Did you mean 'vllm'"):
+        load_engine(EngineSettings(engine="vlm", seed=7))
 
 
 def test_a_missing_model_is_a_users_mistake(tmp_path) -> None:

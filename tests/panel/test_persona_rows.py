@@ -124,7 +124,7 @@ def test_columns_without_a_name_are_not_read(tmp_path: Path) -> None:
         ("p.csv", "age;area\n1;2\n", "the header is one column"),
         ("p.csv", b"age\n1\n\xe9\n", "line 3: this is not UTF-8"),
         ("p.parquet", b"PAR1 no", "not a Parquet file"),
-        ("p.xlsx", b"", r"ends in \.jsonl, .*, not '\.xlsx'"),
+        ("p.xls", b"", r"ends in \.jsonl, .*, not '\.xls'"),
         ("p", b"", "not ''"),
     ],
 )

@@ -8,6 +8,7 @@ SUMMARY = {
     "num_items": 82,
     "num_domains": 10,
     "num_rows": 357,
+    "num_not_asked": 0,
     "num_complete": 350,
     "share_complete": 350 / 357,
     "share_quarantined": 0.0,

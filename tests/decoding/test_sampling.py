@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polypersona.engines.sampling import SamplingSettings, choose_option, sample_tokens, uniform
+from polypersona.decoding.sampling import SamplingSettings, choose_option, sample_tokens, uniform
 from polypersona.records import seed_from
 
 DRAWS = 20_000
@@ -141,8 +141,8 @@ def test_temperature_zero_takes_the_likeliest(row: list[float]) -> None:
 
 
 def test_an_end_of_the_distribution_without_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polypersona.engines.sampling.uniform", lambda *_: 1.0)
+    monkeypatch.setattr("polypersona.decoding.sampling.uniform", lambda *_: 1.0)
     logits = torch.tensor([[0.1] * 7 + [-1e9] * 3])
     assert int(sample_tokens(logits, [1], [1], SamplingSettings())) == 6
-    monkeypatch.setattr("polypersona.engines.sampling.uniform", lambda *_: 0.0)
+    monkeypatch.setattr("polypersona.decoding.sampling.uniform", lambda *_: 0.0)
     assert int(sample_tokens(logits.flip(-1), [1], [1], SamplingSettings())) == 3

@@ -24,7 +24,7 @@ class OptionTree:
     options: list[list[tuple[int, int]]]
 
 
-def option_tree(suffix: list[int], options: Sequence[list[int]]) -> OptionTree:
+def option_tree(suffix: list[int], options: Sequence[Sequence[int]]) -> OptionTree:
     """Return the tree: the suffix, then every option but its last token, which sees the suffix and itself only."""
     size = len(suffix) + sum(len(option) - 1 for option in options)
     visible = torch.zeros(size, size, dtype=torch.bool)

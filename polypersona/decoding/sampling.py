@@ -1,0 +1,162 @@
+"""Seeded choices that depend on a cell's own seed and step alone, whatever is computed beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the next token is drawn. `temperature` 0 takes the likeliest; `top_k` 0 and `top_p` 1.0 filter nothing."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def uniform(seed: int, step: int) -> float:
+    """Return a number in [0, 1), a function of (seed, step): the SplitMix64 finaliser of Steele et al. (2014), twice.
+
+    `seed` is in [0, 2**63), `step` counts a cell's draws from 0.
+    """
+    return (_mix(_mix(seed) + step * 0x9E3779B97F4A7C15) >> 11) / 2.0**53
+
+
+def choose_option(log_probs: Sequence[float], seed: int, *, is_greedy: bool) -> tuple[int, list[float]]:
+    """Return the index drawn and the probabilities (softmax of the log probabilities) it is drawn from."""
+    probs = torch.softmax(torch.tensor(log_probs, dtype=torch.float64), 0)
+    if is_greedy:
+        return int(probs.argmax()), probs.tolist()
+    edges = probs.cumsum(0)
+    index = int(torch.searchsorted(edges, torch.tensor(uniform(seed, 0), dtype=torch.float64) * edges[-1], right=True))
+    return min(index, len(log_probs) - 1), probs.tolist()
+
+
+class TokenSampler:
+    """Draws one token per row.
+
+    Draws invert the cumulative distribution in vocabulary order, so that rounding moves a draw only where it falls on
+    an edge. Filters are applied after the repetition penalty and the temperature: top-k, then top-p, then min-p.
+    """
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self._settings = settings
+        self.needs_history = settings.repetition_penalty != 1.0
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        seeds: Sequence[int],
+        steps: Sequence[int],
+        history: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Return one token id per row, and whether the row's logits are finite where it matters.
+
+        Args:
+            logits: (rows, vocabulary), any floating dtype.
+            seeds: one per row.
+            steps: one per row; a row's first written token is step 1 (step 0 is the draw of an option).
+            history: all tokens of each row so far; needed with a repetition penalty.
+        """
+        settings = self._settings
+        if history is not None and self.needs_history:
+            logits = _penalised(logits.float(), history, settings.repetition_penalty)
+        if settings.temperature == 0:
+            found = logits.max(-1)
+            return found.indices.tolist(), found.values.isfinite().tolist()
+        draws = torch.from_numpy(uniforms(seeds, steps)).to(logits.device)
+        if settings.top_k and settings.top_k < logits.shape[-1]:
+            values, ids = _largest(logits, settings.top_k)
+            ids, order = ids.sort(-1)
+            values = values.gather(-1, order)
+        else:
+            values, ids = logits, None
+        probs = torch.softmax(values.double() / settings.temperature, -1)
+        are_finite = probs.sum(-1).isfinite()
+        chosen = _invert(_filtered(probs, settings), draws)
+        tokens = chosen if ids is None else ids.gather(-1, chosen[:, None])[:, 0]
+        return tokens.tolist(), are_finite.tolist()
+
+
+def uniforms(seeds: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return `uniform` of every pair, (rows,)."""
+    with np.errstate(over="ignore"):
+        mixed = _mix_all(np.array(seeds, np.uint64))
+        mixed = _mix_all(mixed + np.array(steps, np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return, per row, the first index whose cumulative share exceeds the row's draw."""
+    edges = probs.cumsum(-1)
+    chosen = torch.searchsorted(edges, draws[:, None] * edges[:, -1:], right=True)[:, 0]
+    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(chosen, last)
+
+
+def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return values and ids of the `count` largest logits of each row, in no order; of ties, the lowest ids.
+
+    The largest ones lie in the `count` slices with the largest maxima, so that most of the vocabulary is only compared.
+    """
+    size = logits.shape[-1]
+    depth = max(1, int((size / count) ** 0.5))
+    width = size // depth
+    if depth < 2 or logits.device.type != "cpu":
+        return _top(logits, count)
+    maxima = logits[:, : width * depth].view(-1, depth, width).amax(1)
+    slices = maxima.topk(count, -1).indices
+    candidates = (slices[:, None] + torch.arange(depth)[:, None] * width).flatten(1)
+    rest = torch.arange(width * depth, size).expand(len(logits), -1)
+    candidates = torch.cat([candidates, rest], -1)
+    values, places = _top(logits.gather(-1, candidates), count)
+    return values, candidates.gather(-1, places)
+
+
+def _top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    found = logits.topk(count, -1)
+    return found.values, found.indices
+
+
+def _penalised(logits: torch.Tensor, history: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
+    """Divide positive and multiply negative logits of tokens seen (Keskar et al., 2019, section 4.1)."""
+    width = max(map(len, history))
+    seen = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in history], device=logits.device)
+    found = logits.gather(-1, seen)
+    return logits.scatter(-1, seen, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def _filtered(probs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    if settings.top_p < 1.0:
+        ordered, indices = probs.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        keep = torch.zeros_like(probs, dtype=torch.bool).scatter(
+            -1, indices, before < settings.top_p * ordered.sum(-1, keepdim=True)
+        )
+        probs = probs.masked_fill(~keep, 0.0)
+    if settings.min_p > 0.0:
+        probs = probs.masked_fill(probs < settings.min_p * probs.max(-1, keepdim=True).values, 0.0)
+    return probs
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_all(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
