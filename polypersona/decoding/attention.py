@@ -60,7 +60,7 @@ class PrefillAttention:
         steps = torch.arange(width)
         inside = steps < torch.tensor(lengths)[:, None]
         starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-        self._padded = torch.where(inside, starts[:, None] + steps, 0).to(device)
+        self._padded = torch.where(inside, starts[:, None] + steps, starts[:, None]).to(device)
         self._flat = (torch.arange(rows)[:, None] * width + steps)[inside].to(device)
         self._is_ragged = not bool(inside.all())
         self._rows, self._width = rows, width
@@ -105,7 +105,7 @@ class PrefillAttention:
         return out.reshape(rows * width, heads, size)[self._flat]
 
     def _pad(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return (rows, width, …) of packed tokens; pads repeat the first token and are never read."""
+        """Return (rows, width, …) of packed tokens; pads repeat the row's first token and are never read."""
         if not self._is_ragged:
             return tokens.view(self._rows, self._width, *tokens.shape[1:])
         return tokens[self._padded]

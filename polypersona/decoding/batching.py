@@ -20,8 +20,10 @@ from polypersona.decoding.decoder import Decoder
 from polypersona.decoding.prompts import PromptGroup, Written
 from polypersona.decoding.run import ROOT, Machine, Run
 from polypersona.decoding.sampling import SamplingSettings, TokenSampler
+from polypersona.errors import ModelError
 
 _ROUND = 32
+_LEAST_CHUNK = 256
 _log = logging.getLogger(__name__)
 
 
@@ -72,23 +74,31 @@ class TokenEngine:
             except torch.OutOfMemoryError:
                 if self.settings.slots == 1:
                     raise
-                slots = self.settings.slots // 2
-                _log.warning("Out of memory with %d slots; going on with %d.", self.settings.slots, slots)
-                kept = self.settings
-                self.settings = replace(kept, slots=slots, chunk_tokens=max(256, kept.chunk_tokens // 2))
-                self._cache, self._root = None, []
-                torch.cuda.empty_cache()
+            self._shrink()  # not above: there the error still holds the run's tensors
+
+    def _shrink(self) -> None:
+        """Go on with half the slots and chunks."""
+        kept, slots = self.settings, self.settings.slots // 2
+        _log.warning("Out of memory with %d slots; going on with %d.", kept.slots, slots)
+        chunk = max(min(kept.chunk_tokens, _LEAST_CHUNK), kept.chunk_tokens // 2)
+        self.settings = replace(kept, slots=slots, chunk_tokens=chunk)
+        self._cache, self._root = None, []
+        torch.cuda.empty_cache()
 
     def _run(self, groups: Sequence[PromptGroup]) -> list[list[Written]]:
         results = [[Written() for _ in group.prompts] for group in groups]
         if groups:
             sizes = self.settings.chunk_tokens, self.settings.refill
             machine = Machine(self._decoder, self._sampler, self._is_greedy, self._ends, self._is_stopped, *sizes)
-            Run(machine, self._prepare(machine, groups), groups, results).finish()
+            cache, rooms = self._prepare(machine, groups)
+            Run(machine, cache, rooms, groups, results).finish()
         return results
 
-    def _prepare(self, machine: Machine, groups: Sequence[PromptGroup]) -> KeyValueCache:
-        """Return a cache with room for the run and the root's keys and values in it."""
+    def _prepare(self, machine: Machine, groups: Sequence[PromptGroup]) -> tuple[KeyValueCache, tuple[int, int]]:
+        """Return a cache with the root's keys and values in it, and how many slots and places the run uses of it.
+
+        The cache may have more, from an earlier run; were they used, answers would depend on what ran before.
+        """
         shared = max(group.num_shared for group in groups)
         own = max(group.max_tokens for group in groups)
         shared, own = (-(-size // _ROUND) * _ROUND for size in (shared, own))
@@ -102,14 +112,19 @@ class TokenEngine:
             self._cache = KeyValueCache(self._decoder.shape, places, shared, rows, own)
         if root != self._root:
             self._cache.shared_lengths[ROOT] = 0
+            self._cache.clear_shared(ROOT)
             if root:
                 segment = Segment(root, range(len(root)), ROOT, shared_to=ROOT, num_kept=len(root))
                 machine.prefill(self._cache, [segment], [0])
             self._cache.shared_lengths[ROOT], self._root = len(root), root
-        return self._cache
+        return self._cache, (rows, places)
 
     def _within(self, slots: int, places: int, shared: int, own: int) -> tuple[int, int]:
-        """Return slots and places that fit the bound on keys and values."""
+        """Return slots and places that fit the bound on keys and values.
+
+        Raises:
+            ModelError: not even one conversation fits.
+        """
         limit = self.settings.max_cache_bytes
         if limit:
             tokens = limit // self._decoder.shape.bytes_per_token()
@@ -118,6 +133,13 @@ class TokenEngine:
                 places = min(places, slots + 1)
             while places > 2 and slots * own + places * shared > tokens:
                 places -= 1
+            if slots * own + places * shared > tokens:
+                need = (own + places * shared) * self._decoder.shape.bytes_per_token()
+                raise ModelError(
+                    f"Keys and values of one conversation of {shared} shared and {own} own tokens need {need:,} bytes; "
+                    f"the bound is {limit:,}.",
+                    "Give the engine more memory, or shorten cards, questions or max_new_tokens.",
+                )
         return slots, places
 
     @property

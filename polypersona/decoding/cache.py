@@ -56,6 +56,11 @@ class KeyValueCache:
         self.values = room(layers, num_slots, heads, num_own, size)
         self.shared_lengths = [0] * num_groups
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all keys and values."""
+        return sum(part.nbytes for part in (self.shared_keys, self.shared_values, self.keys, self.values))
+
     def holds(self, num_groups: int, num_shared: int, num_slots: int, num_own: int) -> bool:
         """Return whether a run of this size fits."""
         asked = (num_groups, num_shared, num_slots, num_own)
@@ -67,6 +72,16 @@ class KeyValueCache:
         have, want = torch.tensor(sources), torch.tensor(targets)
         self.keys[:, want, :, :, :length] = self.keys[:, have, :, :, :length]
         self.values[:, want, :, :length] = self.values[:, have, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds, so that numbers that are not finite reach nobody else."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+    def clear_shared(self, place: int) -> None:
+        """Forget a shared beginning."""
+        self.shared_keys[:, place] = 0
+        self.shared_values[:, place] = 0
 
     def copy_shared(self, source: int, targets: Sequence[int]) -> None:
         """Copy one shared beginning over others."""

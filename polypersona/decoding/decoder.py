@@ -56,7 +56,7 @@ class StockDecoder:
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
         config = base.config.get_text_config()
         heads = config.num_attention_heads
-        dtype = next(weight.dtype for name, weight in base.named_parameters() if "norm" in name)
+        dtype = next((weight.dtype for name, weight in base.named_parameters() if "norm" in name), base.dtype)
         self.shape = CacheShape(
             config.num_hidden_layers,
             getattr(config, "num_key_value_heads", None) or heads,

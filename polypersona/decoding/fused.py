@@ -94,9 +94,9 @@ class FusedDecoder:
         for index, layer in enumerate(self._layers):
             packed = layer.project(kernels.add_and_norm(states, added, *layer.before))
             kernels.turn_and_store(packed, attention, index, *turns)
-            mixed = kernels.attend(packed, attention, index, layer.scale)
             if layer.is_last and needed is not None:
-                mixed, states = mixed[needed], states[needed]
+                packed, states, attention = packed[needed], states[needed], attention.only(needed.numpy())
+            mixed = kernels.attend(packed, attention, index, layer.scale)
             between = kernels.add_and_norm(states, layer.out(mixed), *layer.between)
             added = layer.down(kernels.gate(layer.gate_up(between)))
         return kernels.add_and_norm(states, added, *self._norm)

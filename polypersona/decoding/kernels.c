@@ -1,9 +1,9 @@
 /* Attention and the small operations between products, over packed tokens.
  *
  * Compiled for the machine it runs on, once with -DBF16 and once without (fp32). A region is what one conversation or
- * one shared beginning keeps in a layer: keys as [head][token / 16][dimension][token % 16], values as
- * [head][token][dimension]. Sums run in fp32 and in an order that depends on the token alone, so no answer depends on
- * what is computed beside it.
+ * one shared beginning keeps in a layer, in blocks of 16 tokens: keys as [block][head][dimension][token], values as
+ * [block][head][token][dimension], so that a step reads each region from front to back. Sums run in fp32 and in an order
+ * that depends on the token alone, so no answer depends on what is computed beside it.
  */
 #include <math.h>
 #include <stdint.h>
@@ -69,72 +69,60 @@ static inline vec exp_vec(vec x) {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One tile of products: `rows` queries by `blocks` blocks of 16 keys. */
-INLINE void score_tile(int rows, int blocks, const float *queries, const num *keys, int size, float *scores, int stride) {
-    vec sum[8][4];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < blocks; j++) sum[i][j] = spread(0);
-    for (int d = 0; d < size; d++) {
-        vec key[4];
-        for (int j = 0; j < blocks; j++) key[j] = load(keys + ((size_t)j * size + d) * LANES);
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < blocks; j++) sum[i][j] += queries[i * size + d] * key[j];
+/* scores[q][0..15] of `rows` queries and one block of keys. */
+INLINE void score_tile(int rows, const float *queries, const num *keys, int size, float *scores, size_t stride) {
+    vec even[8], odd[8];
+    for (int i = 0; i < rows; i++) even[i] = odd[i] = spread(0);
+    for (int d = 0; d < size; d += 2) {
+        vec first = load(keys + d * LANES), second = load(keys + (d + 1) * LANES);
+        for (int i = 0; i < rows; i++) {
+            even[i] += queries[i * size + d] * first;
+            odd[i] += queries[i * size + d + 1] * second;
+        }
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < blocks; j++) *(vec *)(scores + (size_t)i * stride + j * LANES) = sum[i][j];
+    for (int i = 0; i < rows; i++) *(vec *)(scores + i * stride) = even[i] + odd[i];
 }
 
-/* scores[q][k] for `count` queries and `length` keys; a row of scores has `stride` numbers. */
-static void score(const float *queries, int count, const num *keys, int length, int size, float *scores, int stride) {
-    int blocks = (length + LANES - 1) / LANES, q = 0;
-#define TILES(rows, wide)                                                                                       \
-    for (; q + rows <= count; q += rows) {                                                                      \
-        const float *from = queries + q * size;                                                                 \
-        float *to = scores + (size_t)q * stride;                                                                \
-        int k = 0;                                                                                              \
-        for (; k + wide <= blocks; k += wide)                                                                   \
-            score_tile(rows, wide, from, keys + (size_t)k * size * LANES, size, to + k * LANES, stride);        \
-        for (; k < blocks; k++)                                                                                 \
-            score_tile(rows, 1, from, keys + (size_t)k * size * LANES, size, to + k * LANES, stride);           \
-    }
-    TILES(8, 2)
-    TILES(4, 2)
-    TILES(2, 4)
-    TILES(1, 4)
-#undef TILES
-}
-
-/* One tile of sums: `rows` queries by `wide` blocks of 16 dimensions. */
-INLINE void mix_tile(int rows, int wide, const float *weights, int stride, const num *values, int length, int size,
-                     float *out) {
+/* out[q][0..16 wide) += weights[q][0..15] times one block of values. */
+INLINE void mix_tile(int rows, int wide, const float *weights, size_t stride, const num *values, int size, float *out) {
     vec sum[8][4];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < wide; j++) sum[i][j] = *(vec *)(out + i * size + j * LANES);
-    for (int k = 0; k < length; k++) {
+    for (int k = 0; k < LANES; k++) {
         vec value[4];
-        for (int j = 0; j < wide; j++) value[j] = load(values + (size_t)k * size + j * LANES);
+        for (int j = 0; j < wide; j++) value[j] = load(values + k * size + j * LANES);
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < wide; j++) sum[i][j] += weights[(size_t)i * stride + k] * value[j];
+            for (int j = 0; j < wide; j++) sum[i][j] += weights[i * stride + k] * value[j];
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < wide; j++) *(vec *)(out + i * size + j * LANES) = sum[i][j];
 }
 
-/* out[q][d] += sum of weights[q][k] * values[k][d]. */
-static void mix(const float *weights, int stride, int count, const num *values, int length, int size, float *out) {
+static void score_block(const float *queries, int count, const num *keys, int size, float *scores, size_t stride) {
     int q = 0;
-#define TILES(rows, wide)                                                                                       \
-    for (; q + rows <= count; q += rows) {                                                                      \
-        const float *from = weights + (size_t)q * stride;                                                       \
-        float *to = out + q * size;                                                                             \
-        int d = 0;                                                                                              \
-        for (; d + wide * LANES <= size; d += wide * LANES)                                                     \
-            mix_tile(rows, wide, from, stride, values + d, length, size, to + d);                               \
-        for (; d < size; d += LANES) mix_tile(rows, 1, from, stride, values + d, length, size, to + d);         \
+#define TILES(rows) \
+    for (; q + rows <= count; q += rows) score_tile(rows, queries + q * size, keys, size, scores + q * stride, stride);
+    TILES(8)
+    TILES(4)
+    TILES(2)
+    TILES(1)
+#undef TILES
+}
+
+static void mix_block(const float *weights, size_t stride, int count, const num *values, int size, float *out) {
+    int q = 0;
+#define TILES(rows, wide)                                                                            \
+    for (; q + rows <= count; q += rows) {                                                           \
+        const float *from = weights + q * stride;                                                    \
+        float *to = out + q * size;                                                                  \
+        int d = 0;                                                                                   \
+        for (; d + wide * LANES <= size; d += wide * LANES)                                          \
+            mix_tile(rows, wide, from, stride, values + d, size, to + d);                            \
+        for (; d < size; d += LANES) mix_tile(rows, 1, from, stride, values + d, size, to + d);      \
     }
     TILES(8, 2)
     TILES(4, 2)
-    TILES(2, 2)
+    TILES(2, 4)
     TILES(1, 4)
 #undef TILES
 }
@@ -168,74 +156,100 @@ struct sight {
     int32_t shared, shared_length, own_cache, own, own_length, branch, branch_length, at;
 };
 
-/* Ask memory for what the next conversation keeps for a head: too little and too scattered for the processor to guess. */
-static void fetch(const struct sight *next, int head, int key_heads, int size, const num *const *all_keys,
-                  const num *const *all_values, const int *capacities) {
-    size_t own = ((size_t)next->own * key_heads + head) * size * capacities[next->own_cache];
-    const char *keys = (const char *)(all_keys[next->own_cache] + own);
-    const char *values = (const char *)(all_values[next->own_cache] + own);
-    for (size_t at = 0; at < next->own_length * size * sizeof(num); at += 64) {
-        __builtin_prefetch(keys + at);
-        __builtin_prefetch(values + at);
-    }
-}
-
 static inline int up(int length) { return (length + LANES - 1) / LANES * LANES; }
 
-/* out[token][head * size] for queries[token][stride]; caches are {own, shared}. Room beyond a region's last token is
- * read, never used: capacities are multiples of LANES. */
+/* Where a block of a region begins. */
+INLINE size_t place(int region, int block, int head, int capacity, int key_heads, int size) {
+    return (((size_t)region * (capacity / LANES) + block) * key_heads + head) * size * LANES;
+}
+
+/* Queries that share a beginning, with scratch of their own: `asked` and `mixed` are [head][query][size], `scores`
+ * [head][query][width]. */
+struct block {
+    int count, key_heads, size, width;
+    float *asked, *mixed, *scores;
+};
+
+/* Scores of queries [from, from + rows) of every head with the first `length` tokens of a region. */
+static void score_region(const struct block *b, int from, int rows, const num *keys, int region, int length,
+                         int capacity, int column) {
+    for (int block = 0; block * LANES < length; block++)
+        for (int head = 0; head < b->key_heads; head++) {
+            size_t row = (size_t)head * b->count + from;
+            score_block(b->asked + row * b->size, rows, keys + place(region, block, head, capacity, b->key_heads, b->size),
+                        b->size, b->scores + row * b->width + column + block * LANES, b->width);
+        }
+}
+
+static void mix_region(const struct block *b, int from, int rows, const num *values, int region, int length,
+                       int capacity, int column) {
+    for (int block = 0; block * LANES < length; block++)
+        for (int head = 0; head < b->key_heads; head++) {
+            size_t row = (size_t)head * b->count + from;
+            mix_block(b->scores + row * b->width + column + block * LANES, b->width, rows,
+                      values + place(region, block, head, capacity, b->key_heads, b->size), b->size,
+                      b->mixed + row * b->size);
+        }
+}
+
+/* Hide what a query does not see of `reach` tokens that its neighbours do. */
+static void hide(const struct sight *sight, float *row, int shared, int room, int reach) {
+    int last = sight->branch_length ? sight->branch : reach;
+    for (int k = shared; k < room; k++) row[k] = -INFINITY;
+    for (int k = sight->own_length; k < last; k++) row[room + k] = -INFINITY;
+    if (sight->branch_length)
+        for (int k = sight->branch + sight->branch_length; k < reach; k++) row[room + k] = -INFINITY;
+}
+
+/* out[token][head * size] for queries[token][stride]. Room beyond a region's last token is read, never used: capacities
+ * are multiples of LANES. `longest` bounds what a query sees, each part rounded up to LANES. */
 void attend(const num *queries, int64_t stride, num *out, const struct sight *sights, int tokens, int heads,
             int key_heads, int size, float scale, const num *own_keys, const num *own_values, const num *shared_keys,
             const num *shared_values, int own_capacity, int shared_capacity, int longest, float *scratch) {
     const num *all_keys[2] = {own_keys, shared_keys}, *all_values[2] = {own_values, shared_values};
     const int capacities[2] = {own_capacity, shared_capacity};
     int repeat = heads / key_heads, most = BLOCK / repeat > 0 ? BLOCK / repeat : 1;
-    int width = longest;
-    float *asked = scratch, *mixed = asked + (size_t)most * repeat * size, *scores = mixed + (size_t)most * repeat * size;
     for (int begin = 0, end; begin < tokens; begin = end) {
         const struct sight *first = sights + begin;
         for (end = begin + 1; end < tokens && end - begin < most; end++)
             if (sights[end].shared != first->shared || sights[end].shared_length != first->shared_length) break;
         int count = (end - begin) * repeat, shared = first->shared_length, room = up(shared);
-        for (int head = 0; head < key_heads; head++) {
-            for (int q = 0; q < count; q++) {
+        struct block b = {count, key_heads, size, longest, scratch, NULL, NULL};
+        b.mixed = b.asked + (size_t)count * key_heads * size;
+        b.scores = b.mixed + (size_t)count * key_heads * size;
+        memset(b.mixed, 0, sizeof(float) * count * key_heads * size);
+        for (int q = 0; q < count; q++)
+            for (int head = 0; head < key_heads; head++) {
                 const num *from = queries + (begin + q / repeat) * stride + (head * repeat + q % repeat) * size;
-                for (int d = 0; d < size; d += LANES) *(vec *)(asked + q * size + d) = load(from + d) * scale;
+                float *to = b.asked + ((size_t)head * count + q) * size;
+                for (int d = 0; d < size; d += LANES) *(vec *)(to + d) = load(from + d) * scale;
             }
-            memset(mixed, 0, sizeof(float) * count * size);
-            size_t region = ((size_t)first->shared * key_heads + head) * size * shared_capacity;
-            if (shared) score(asked, count, shared_keys + region, shared, size, scores, width);
-            for (int from = begin, to; from < end; from = to) {
-                const struct sight *sight = sights + from;
-                int reach = 0;
-                for (to = from; to < end && sights[to].own == sight->own && sights[to].own_cache == sight->own_cache; to++) {
-                    int far = sights[to].branch_length ? sights[to].branch + sights[to].branch_length : sights[to].own_length;
-                    reach = far > reach ? far : reach;
-                }
-                if (to < end) fetch(sights + to, head, key_heads, size, all_keys, all_values, capacities);
-                int capacity = capacities[sight->own_cache];
-                size_t own = ((size_t)sight->own * key_heads + head) * size * capacity;
-                int q = (from - begin) * repeat, rows = (to - from) * repeat;
-                float *row = scores + (size_t)q * width;
-                score(asked + q * size, rows, all_keys[sight->own_cache] + own, reach, size, row + room, width);
-                for (int i = 0; i < rows; i++, row += width) {
-                    const struct sight *mine = sights + from + i / repeat;
-                    for (int k = shared; k < room; k++) row[k] = -INFINITY;
-                    int last = mine->branch_length ? mine->branch : reach;
-                    for (int k = mine->own_length; k < last; k++) row[room + k] = -INFINITY;
-                    if (mine->branch_length)
-                        for (int k = mine->branch + mine->branch_length; k < reach; k++) row[room + k] = -INFINITY;
+        score_region(&b, 0, count, shared_keys, first->shared, shared, shared_capacity, 0);
+        for (int from = begin, to; from < end; from = to) {
+            const struct sight *sight = sights + from;
+            int reach = 0, cache = sight->own_cache;
+            for (to = from; to < end && sights[to].own == sight->own && sights[to].own_cache == cache; to++) {
+                int branch_end = sights[to].branch + sights[to].branch_length;
+                int far = sights[to].branch_length ? branch_end : sights[to].own_length;
+                reach = far > reach ? far : reach;
+            }
+            int q = (from - begin) * repeat, rows = (to - from) * repeat;
+            score_region(&b, q, rows, all_keys[cache], sight->own, reach, capacities[cache], room);
+            for (int head = 0; head < key_heads; head++)
+                for (int i = 0; i < rows; i++) {
+                    float *row = b.scores + ((size_t)head * count + q + i) * longest;
+                    hide(sights + from + i / repeat, row, shared, room, reach);
                     soften(row, room + reach);
                 }
-                mix(scores + (size_t)q * width + room, width, rows, all_values[sight->own_cache] + own, reach, size,
-                    mixed + q * size);
-            }
-            if (shared) mix(scores, width, count, shared_values + region, shared, size, mixed);
-            for (int q = 0; q < count; q++) {
-                num *to = out + ((size_t)(begin + q / repeat) * heads + head * repeat + q % repeat) * size;
-                for (int d = 0; d < size; d += LANES) store(to + d, *(vec *)(mixed + q * size + d));
-            }
+            mix_region(&b, q, rows, all_values[cache], sight->own, reach, capacities[cache], room);
         }
+        mix_region(&b, 0, count, shared_values, first->shared, shared, shared_capacity, 0);
+        for (int q = 0; q < count; q++)
+            for (int head = 0; head < key_heads; head++) {
+                num *to = out + ((size_t)(begin + q / repeat) * heads + head * repeat + q % repeat) * size;
+                const float *from = b.mixed + ((size_t)head * count + q) * size;
+                for (int d = 0; d < size; d += LANES) store(to + d, *(const vec *)(from + d));
+            }
     }
 }
 
@@ -265,11 +279,11 @@ void turn_and_store(num *packed, const struct sight *sights, int tokens, int hea
         int capacity = sight->own_cache ? shared_capacity : own_capacity;
         num *keys = sight->own_cache ? shared_keys : own_keys, *values = sight->own_cache ? shared_values : own_values;
         for (int head = 0; head < key_heads; head++) {
-            size_t region = ((size_t)sight->own * key_heads + head) * size * capacity;
+            size_t block = place(sight->own, sight->at / LANES, head, capacity, key_heads, size);
             const num *key = row + (heads + head) * size, *value = row + (heads + key_heads + head) * size;
-            num *to = keys + region + (size_t)(sight->at / LANES) * size * LANES + sight->at % LANES;
+            num *to = keys + block + sight->at % LANES;
             for (int d = 0; d < size; d++) to[d * LANES] = key[d];
-            memcpy(values + region + (size_t)sight->at * size, value, sizeof(num) * size);
+            memcpy(values + block + (size_t)(sight->at % LANES) * size, value, sizeof(num) * size);
         }
     }
 }

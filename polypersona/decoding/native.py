@@ -115,6 +115,10 @@ class NativeAttention:
         self.sights[:, 4] = self.sights[:, 7] + 1
         self._measure()
 
+    def only(self, places: npt.NDArray[np.int64]) -> NativeAttention:
+        """Return the sights of the tokens at some places."""
+        return NativeAttention(self.cache, self.sights[places])
+
     def _measure(self) -> None:
         def up(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
             return -(-sizes // _LANES) * _LANES
@@ -176,7 +180,7 @@ class Kernels:
         """Return (tokens, heads × size) for the rotated queries in `packed`."""
         cache = attention.cache
         out = torch.empty(len(packed), self._heads * self._size, dtype=packed.dtype)
-        need = _BLOCK * max(1, self._heads // self._key_heads) * (2 * self._size + attention.longest)
+        need = max(_BLOCK * self._key_heads, self._heads) * (2 * self._size + attention.longest)
         if self._scratch.numel() < need:
             self._scratch = torch.empty(need, dtype=torch.float32)
         self._library.attend(

@@ -59,9 +59,10 @@ class PlainTokenEngine:
                 ids += prompt.chosen(written.choice)
             ids += written.tokens[:-1] if written.tokens and written.tokens[-1] in self._ends else written.tokens
             follow = prompt.follow(written) if prompt.follow else None
-            if follow is None:
+            if follow is None or written.error:
                 return first
             prompt, written = follow, Written()
+            del ids[len(ids) - follow.num_taken_back :]
             ids += follow.ids
 
     def _answer(self, prompt: Prompt, ids: Sequence[int], written: Written) -> None:

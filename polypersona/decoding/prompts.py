@@ -36,7 +36,7 @@ class Prompt:
     then written: after `choices[i]` where option i was drawn (the option itself where `choices` is empty), after `ids`
     where there are no options. `length_norm` divides an option's log-probability by its number of tokens before the
     draw. `follow`, given what was written, may return the next turn of the same conversation, whose `ids` are appended
-    to everything before.
+    to everything before, less the last `num_taken_back` tokens; an error ends the conversation, whatever it returns.
     """
 
     ids: Sequence[int]
@@ -46,6 +46,7 @@ class Prompt:
     choices: tuple[tuple[int, ...], ...] = ()
     length_norm: bool = False
     follow: Callable[[Written], Prompt | None] | None = None
+    num_taken_back: int = 0
 
     @property
     def num_kept_tokens(self) -> int:

@@ -20,6 +20,7 @@ from polypersona.decoding.native import NativeAttention
 from polypersona.decoding.option_tree import option_tree
 from polypersona.decoding.prompts import NOT_FINITE, Prompt, PromptGroup, Written
 from polypersona.decoding.sampling import TokenSampler, choose_option
+from polypersona.errors import EngineError
 
 ROOT = 0  # the place of what all groups share
 
@@ -96,19 +97,29 @@ class _Open:
     place: int
     waiting: deque[_Row]
     num_left: int
+    is_damaged: bool = False
 
 
 class Run:
-    """One pass over some groups: slots that end are filled again until nothing is left."""
+    """One pass over some groups: slots that end are filled again until nothing is left.
+
+    It uses `num_slots` slots and `num_places` shared beginnings of the cache, however many that has.
+    """
 
     def __init__(
-        self, machine: Machine, cache: KeyValueCache, groups: Sequence[PromptGroup], results: list[list[Written]]
+        self,
+        machine: Machine,
+        cache: KeyValueCache,
+        sizes: tuple[int, int],
+        groups: Sequence[PromptGroup],
+        results: list[list[Written]],
     ) -> None:
         self._machine, self._cache = machine, cache
+        self._num_slots, num_places = sizes
         self._coming = deque(zip(groups, results, strict=True))
         self._open: deque[_Open] = deque()
-        self._free_places = list(range(cache.num_groups - 1, ROOT, -1))
-        self._free_slots = list(range(cache.num_slots - 1, -1, -1))
+        self._free_places = list(range(num_places - 1, ROOT, -1))
+        self._free_slots = list(range(self._num_slots - 1, -1, -1))
         self._unfinished: list[_Row] = []  # hold a slot, with tokens to compute before they write on
         self._writing: list[_Row] = []
         self._attention: StepAttention | NativeAttention | None = None
@@ -116,7 +127,7 @@ class Run:
 
     def finish(self) -> None:
         """Compute everything."""
-        least = max(1, int(self._cache.num_slots * self._machine.refill))
+        least = max(1, int(self._num_slots * self._machine.refill))
         while True:
             can_admit = bool(self._coming and self._free_places) or any(opened.waiting for opened in self._open)
             if self._unfinished or (can_admit and (len(self._free_slots) >= least or not self._writing)):
@@ -158,6 +169,7 @@ class Run:
         for index, (prompt, written) in enumerate(zip(group.prompts, results, strict=True)):
             written.num_reused = base if index else self._num_root
             opened.waiting.append(_Row(prompt, written, opened, list(prompt.ids[base:]), base))
+            _check_room(opened.waiting[-1])
         self._open.append(opened)
         new.append(opened)
         return opened
@@ -261,7 +273,7 @@ class Run:
             for row, hole in zip(movers, holes, strict=True):
                 row.slot = hole
         rows.sort(key=lambda row: row.slot or 0)
-        self._free_slots = list(range(self._cache.num_slots - 1, count - 1, -1))
+        self._free_slots = list(range(self._num_slots - 1, count - 1, -1))
         return StepAttention(self._cache, [row.group.place for row in rows], self._cache.shape.dtype)
 
     def _draw(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[_Row]:
@@ -293,21 +305,39 @@ class Run:
         if row.prompt.follow and row.written.tokens and row.written.tokens[-1] in self._machine.ends:
             row.own.pop()  # what follows begins with an end of turn of its own
         follow = row.prompt.follow(row.written) if row.prompt.follow else None
-        if follow is None:
+        if follow is None or row.written.error:
             self._retire(row)
             return
+        del row.own[len(row.own) - follow.num_taken_back :]
+        row.length = min(row.length, len(row.own))
         row.own += follow.ids
         row.prompt, row.written = follow, Written(num_reused=row.base + row.length)
+        _check_room(row)
         self._unfinished.append(row)
 
     def _retire(self, row: _Row) -> None:
         opened = row.group
         if row.slot is not None:
             self._free_slots.append(row.slot)
+            if row.written.error:
+                self._cache.clear(row.slot)
+        opened.is_damaged |= bool(row.written.error)
         opened.num_left -= 1
         if not opened.num_left:
+            if opened.is_damaged:
+                self._cache.clear_shared(opened.place)
             self._open.remove(opened)
             self._free_places.append(opened.place)
+
+
+def _check_room(row: _Row) -> None:
+    """Refuse a turn that its group left no room for; tokens beyond would fall into another conversation's room."""
+    need, room = len(row.own) + row.prompt.num_kept_tokens, row.group.group.max_tokens
+    if need > room:
+        raise EngineError(
+            f"A conversation needs room for {need} tokens behind its shared beginning; its group allows {room}.",
+            "Give the group a larger max_tokens.",
+        )
 
 
 def _segment(row: _Row) -> tuple[Segment, list[tuple[int, int]]]:

@@ -22,7 +22,8 @@ _NO_CONTENT = "N/A"
 def rotations(reader: CellReader, asked: AskedCell) -> list[Prompt]:
     """Return prompts that score the cell with its options in each rotation of the order in which it shows them.
 
-    Every prompt's options stand in the item's own order, so that scores can be averaged index by index.
+    Every prompt's options stand in the item's own order, so that scores can be averaged index by index. A cell with a
+    rotation that does not fit the context gets that as its error.
     """
     cell = asked.cell
     order = cell.order or tuple(range(len(cell.item.options)))
@@ -30,9 +31,9 @@ def rotations(reader: CellReader, asked: AskedCell) -> list[Prompt]:
     for turn in range(len(order)):
         turned = replace(cell, order=order[turn:] + order[:turn])
         messages = build_messages(asked.persona, cell.item, reader.settings.show_options, turned.order)
-        prompts.append(
-            replace(reader.prompt(encode_prompt(reader.tokenizer, messages), turned), max_new_tokens=0, choices=())
-        )
+        prompt = reader.prompt(encode_prompt(reader.tokenizer, messages), turned)
+        prompts.append(replace(prompt, max_new_tokens=0, choices=()))
+        asked.error = asked.error or reader.too_long(len(prompt.ids), prompt)
     return prompts
 
 

@@ -49,6 +49,7 @@ class CellReader:
     def __init__(self, tokenizer: Any, settings: EngineSettings, max_tokens: int) -> None:
         self.tokenizer, self.settings, self.max_tokens = tokenizer, settings, max_tokens
         self._lead = answer_lead(tokenizer)
+        self._choices: dict[str, tuple[int, ...]] = {}
 
     def ask(self, persona: Persona, cell: Cell) -> AskedCell:
         """Return the cell with its prompt; one that does not fit the context carries its error."""
@@ -73,14 +74,16 @@ class CellReader:
         """Return the tokens with which an answer picks an option."""
         place = shown_place(index, cell.order)
         text = render_choice(cell.item.options[index], self.settings.show_options, place)
-        return tuple(encode(self.tokenizer, self._lead + text))
+        if text not in self._choices:
+            self._choices[text] = tuple(encode(self.tokenizer, self._lead + text))
+        return self._choices[text]
 
-    def too_long(self, num_before: int, prompt: Prompt) -> str:
+    def too_long(self, num_before: int, prompt: Prompt, what: str = "prompt") -> str:
         """Return why a prompt does not fit after so many tokens, itself included; empty where it does."""
         need = num_before + max(map(len, prompt.choices or prompt.options), default=0) + prompt.max_new_tokens
         if need <= self.max_tokens:
             return ""
-        return f"the prompt has {num_before} tokens, {need} with its answer; the model has room for {self.max_tokens}"
+        return f"the {what} has {num_before} tokens, {need} with its answer; the model has room for {self.max_tokens}"
 
     def is_stopped(self, tokens: Sequence[int]) -> bool:
         """Return whether a stop string ends the text."""
@@ -89,8 +92,17 @@ class CellReader:
     def text(self, written: Written) -> str:
         """Return what was written as text, without the end of turn and from no stop string on."""
         text = self._decode(written.tokens)
+        return text[: _stop_at(text, self.settings.stop)].strip()
+
+    def taken_back(self, tokens: Sequence[int]) -> tuple[int, list[int]]:
+        """Return how many of the last tokens a stop string takes back, and the tokens of what stood before it there."""
+        text = self._decode(tokens)
         end = _stop_at(text, self.settings.stop)
-        return text[:end].strip()
+        if end is None:
+            return 0, []
+        kept = max(count for count in range(len(tokens)) if text[:end].startswith(self._decode(tokens[:count])))
+        rest = text[len(self._decode(tokens[:kept])) : end].rstrip()
+        return len(tokens) - kept, encode(self.tokenizer, rest) if rest else []
 
     def read(self, asked: AskedCell) -> Answer:
         """Return the answer to a cell."""
@@ -111,7 +123,7 @@ class CellReader:
         text = self.text(written)
         drawn = asked.calibrated or written
         if drawn.choice is not None:
-            label, probs = item.options[drawn.choice], tuple(_probabilities(asked.prompt, drawn))
+            label, probs = item.options[drawn.choice], tuple(_probabilities(asked, drawn))
             whole = render_answer(label, text, show, shown_place(drawn.choice, order))
             return Answer(cell_id, whole, "complete", text, item.codes[drawn.choice], label, probs)
         has_letters = show == "letters"
@@ -123,14 +135,14 @@ class CellReader:
         return Answer(cell_id, text, disposition, rationale, code, label)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def _probabilities(prompt: Prompt, drawn: Written) -> list[float]:
-    """Return the probabilities the choice was drawn from."""
+def _probabilities(asked: AskedCell, drawn: Written) -> list[float]:
+    """Return the probabilities the choice was drawn from; calibrated totals are weighed already."""
     totals = drawn.log_probs
-    if prompt.length_norm:
-        totals = [total / len(option) for total, option in zip(totals, prompt.options, strict=True)]
+    if asked.prompt.length_norm and asked.calibrated is None:
+        totals = [total / len(option) for total, option in zip(totals, asked.prompt.options, strict=True)]
     return torch.softmax(torch.tensor(totals, dtype=torch.float64), 0).tolist()
 
 

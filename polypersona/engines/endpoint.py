@@ -113,11 +113,13 @@ class EndpointEngine:
         )
 
     def _read_text(self, cell: Cell, outcome: Completion) -> Answer:
-        item, text = cell.item, outcome.text
-        disposition = disposition_of(item, text, is_truncated=outcome.is_truncated)
+        item, text, order = cell.item, outcome.text, cell.order
+        has_letters = self._settings.show_options == "letters"
+        is_cut = outcome.is_truncated
+        disposition = disposition_of(item, text, is_truncated=is_cut, order=order, has_letters=has_letters)
         is_coded = item.is_closed and disposition == "complete"
-        code = code_answer(item, text, cell.order) if is_coded else None
-        label, rationale = split_rationale(item, text, cell.order) if code is not None else ("", "")
+        code = code_answer(item, text, order, has_letters=has_letters) if is_coded else None
+        label, rationale = split_rationale(item, text, order, has_letters=has_letters) if is_coded else ("", "")
         return Answer(cell.assignment_id, text, disposition, rationale, code, label)
 
     def _read_letter(self, cell: Cell, completion: Completion) -> Answer:
@@ -138,7 +140,7 @@ class EndpointEngine:
         by_option = [shown[order.index(index)] for index in range(len(item.options))]
         index, probs = _choose(by_option, cell.seed, is_greedy=self._settings.temperature == 0)
         label = item.options[index]
-        text = render_answer(label)
+        text = render_answer(label, "", self._settings.show_options, order.index(index))
         return Answer(cell.assignment_id, text, "complete", "", item.codes[index], label, tuple(probs))
 
 

@@ -6,10 +6,10 @@ because what was not asked is no part of the conversation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from polypersona.chatml import shared_prefix_length
+from polypersona.chatml import end_of_turn_ids, shared_prefix_length
 from polypersona.decoding.batching import TokenEngine
 from polypersona.decoding.plain import PlainTokenEngine
 from polypersona.decoding.prompts import Prompt, PromptGroup, Written
@@ -33,62 +33,93 @@ class _Interview:
     current: AskedCell | None = None
     num_tokens: int = 0
 
+    def copy(self) -> _Interview:
+        """Return the interview as it stands now."""
+        return replace(
+            self,
+            waiting=list(self.waiting),
+            turns=list(self.turns),
+            outcomes=dict(self.outcomes),
+            answers=dict(self.answers),
+        )
+
 
 class InterviewRunner:
     """Holds the interviews of some groups."""
 
     def __init__(self, reader: CellReader, tokens: TokenEngine | PlainTokenEngine, max_tokens: int) -> None:
         self._reader, self._tokens, self._max_tokens = reader, tokens, max_tokens
+        self._ends = end_of_turn_ids(reader.tokenizer)
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order."""
-        interviews, prompts = [], []
+        interviews: list[_Interview] = []
+        prompts: list[tuple[Prompt, int]] = []
         for group in groups:
-            place = {item: index for index, item in enumerate(asking_order([cell.item for cell in group.cells]))}
-            ordered = sorted(group.cells, key=lambda cell: place[cell.item])
-            interview = _Interview(group.persona, ordered)
-            interviews.append(interview)
-            prompt = self._next(interview)
+            place = {id(item): index for index, item in enumerate(asking_order([cell.item for cell in group.cells]))}
+            ordered = sorted(group.cells, key=lambda cell: place[id(cell.item)])
+            interviews.append(_Interview(group.persona, ordered))
+            prompt = self._next(interviews[-1])
             if prompt is not None:
-                prompts.append((prompt, self._most_tokens(interview, prompt)))
+                most = self._most_tokens(interviews[-1], prompt)
+                prompts.append((replace(prompt, follow=self._first_turn(interviews, len(interviews) - 1)), most))
         if prompts:
             shared = shared_prefix_length([prompt.ids for prompt, _ in prompts])
             self._tokens.run([PromptGroup((prompt,), shared, most - shared) for prompt, most in prompts])
         pairs = zip(groups, interviews, strict=True)
         return [interview.answers[cell.assignment_id] for group, interview in pairs for cell in group.cells]
 
+    def _first_turn(self, interviews: list[_Interview], index: int) -> Callable[[Written], Prompt | None]:
+        """Return what follows the first answer. A pass that is begun again begins its interviews again."""
+        begin = interviews[index].copy()
+
+        def follow(written: Written) -> Prompt | None:
+            interviews[index] = begin.copy()
+            return self._follow(interviews[index], written)
+
+        return follow
+
     def _most_tokens(self, interview: _Interview, first: Prompt) -> int:
         """Return a bound on the conversation's tokens, from its questions with an answer of full length each."""
-        reader, limit = self._reader, self._reader.settings.max_new_tokens
-        total = len(first.ids) + first.num_kept_tokens
+        reader = self._reader
+        total, most = len(first.ids) + first.num_kept_tokens, first.num_kept_tokens
         turn = Turn(interview.current.cell.item, None, "x") if interview.current else None
         for cell in interview.waiting:
             earlier = [turn] if turn else []
             messages = build_interview(interview.persona, earlier, cell.item, reader.settings.show_options, cell.order)
             ids = encode_next(reader.tokenizer, messages)
-            total += len(ids) + reader.prompt(ids, cell).num_kept_tokens
-        return min(total, self._max_tokens + limit)
+            kept = reader.prompt(ids, cell).num_kept_tokens
+            total, most = total + len(ids) + kept, max(most, kept)
+        return min(total, self._max_tokens + most)
 
     def _next(self, interview: _Interview) -> Prompt | None:
         """Return the prompt of the next item that is asked; settle those that are not on the way."""
-        reader = self._reader
         while interview.waiting:
             cell = interview.waiting.pop(0)
             verdict = judge_gates(cell.item, interview.outcomes)
-            if verdict in ("skip", "wait"):
+            if verdict == "skip":
                 self._settle(interview, cell, not_asked(cell))
             elif verdict == "failed":
                 self._settle(interview, cell, unroutable(cell, interview.outcomes))
-            else:
-                prompt = self._prompt(interview, cell)
-                asked = AskedCell(interview.persona, cell, prompt)
-                asked.error = reader.too_long(interview.num_tokens + len(prompt.ids), prompt)
-                if not asked.error:
-                    interview.current = asked
-                    interview.num_tokens += len(prompt.ids)
-                    return replace(prompt, follow=lambda written: self._follow(interview, written))
-                self._settle(interview, cell, reader.read(asked))
+            elif verdict == "wait":
+                gates = ", ".join(gate.item_id for gate in cell.item.asked_if)
+                self._settle(interview, cell, _failed(cell, f"the interview has no answer to one of its gates {gates}"))
+            elif prompt := self._ask(interview, cell):
+                return prompt
         return None
+
+    def _ask(self, interview: _Interview, cell: Cell) -> Prompt | None:
+        """Return the cell's prompt and make it the current one; settle it where it does not fit."""
+        reader = self._reader
+        prompt = self._prompt(interview, cell)
+        num_tokens = interview.num_tokens + len(prompt.ids)
+        asked = AskedCell(interview.persona, cell, prompt)
+        asked.error = reader.too_long(num_tokens, prompt, "interview up to here" if interview.turns else "prompt")
+        if asked.error:
+            self._settle(interview, cell, replace(reader.read(asked), prompt_tokens=num_tokens))
+            return None
+        interview.current, interview.num_tokens = asked, num_tokens
+        return replace(prompt, follow=lambda written: self._follow(interview, written))
 
     def _prompt(self, interview: _Interview, cell: Cell) -> Prompt:
         reader = self._reader
@@ -98,30 +129,38 @@ class InterviewRunner:
         return reader.prompt(encode(reader.tokenizer, messages), cell)
 
     def _follow(self, interview: _Interview, written: Written) -> Prompt | None:
+        """Settle the current cell, and return the next prompt."""
         asked = interview.current
         if asked is None:
             return None
         asked.written = written
-        answer = self._reader.read(asked)
+        num_tokens = interview.num_tokens
         answer = replace(
-            answer,
-            prompt_tokens=interview.num_tokens,
-            reused_prompt_tokens=interview.num_tokens - len(asked.prompt.ids),
+            self._reader.read(asked),
+            prompt_tokens=num_tokens,
+            reused_prompt_tokens=min(written.num_reused, num_tokens),
         )
         self._settle(interview, asked.cell, answer)
         if written.error:
+            reason = f"an earlier answer of the interview failed: {written.error}"
             for cell in interview.waiting:
-                reason = f"an earlier answer of the interview failed: {written.error}"
-                interview.answers[cell.assignment_id] = Answer(cell.assignment_id, "", "error", error=reason)
+                self._settle(interview, cell, _failed(cell, reason))
+            interview.waiting.clear()
             return None
-        kept = len(written.tokens)
+        tokens = written.tokens[:-1] if written.tokens and written.tokens[-1] in self._ends else written.tokens
+        num_taken_back, kept = self._reader.taken_back(tokens)
+        interview.num_tokens += len(tokens) - num_taken_back + len(kept)
         if written.choice is not None:
-            kept += len(asked.prompt.chosen(written.choice))
-        interview.num_tokens += kept
+            interview.num_tokens += len(asked.prompt.chosen(written.choice))
         interview.turns.append(Turn(asked.cell.item, asked.cell.order, answer.text or "…"))
-        return self._next(interview)
+        prompt = self._next(interview)
+        return replace(prompt, ids=[*kept, *prompt.ids], num_taken_back=num_taken_back) if prompt else None
 
     def _settle(self, interview: _Interview, cell: Cell, answer: Answer) -> None:
         interview.answers[cell.assignment_id] = answer
         if not cell.item.variant:
             interview.outcomes[cell.item.item_id] = outcome_of(answer)
+
+
+def _failed(cell: Cell, reason: str) -> Answer:
+    return Answer(cell.assignment_id, "", "error", error=reason)

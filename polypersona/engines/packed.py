@@ -106,6 +106,7 @@ class PackedEngine:
         shared: dict[object, Prompt] = {}
         if self._settings.calibration == "permute":
             prompts = [[(cell, rotations(self._cells, cell)) for cell in cells] for cells in scored]
+            prompts = [[(cell, parts) for cell, parts in group if not cell.error] for group in prompts]
         else:
             prompts = [[(cell, [replace(cell.prompt, max_new_tokens=0)]) for cell in cells] for cells in scored]
             for cells in scored:
@@ -174,6 +175,9 @@ def _token_engine(
 
 def _stock_decoder(model: Any, device: str) -> tuple[StockDecoder | None, str]:
     """Return the model's modules over packed tokens, or None and why they cannot run so."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not base._can_set_attn_implementation():
+        return None, "its attention cannot be replaced"
     try:
         decoder = StockDecoder(model, device)
         reason = differs_from_own_forward(decoder, model, device)

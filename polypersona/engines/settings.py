@@ -243,6 +243,6 @@ def _refuse_for_endpoint(recipe: Recipe) -> None:
 def _refuse_for_vllm(recipe: Recipe) -> None:
     from polypersona.engines.vllm_limits import check_settings
 
-    generate, quantization = recipe.generate, recipe.model.quantization
+    quantization = recipe.model.quantization
     chosen = {"dtype": "fp32", "quantization": "none" if quantization == "auto" else quantization}
     check_settings(build_settings(recipe, {**chosen, "slots": 1, "threads": 1}, Weights()))

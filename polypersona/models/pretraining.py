@@ -53,7 +53,7 @@ class PretrainSettings:
     layers: int = 5
     heads: int = 5
     intermediate: int = 448
-    num_interviews: int = 44_800
+    num_interviews: int = 41_600
     turns: int = 8
     batch: int = 16
     learning_rate: float = 2.5e-3

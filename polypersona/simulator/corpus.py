@@ -140,10 +140,10 @@ _ALL = {**_BALANCED, "open": 3.5, "satisfaction": 0.7, "importance": 0.7, "frequ
 # these steps a model of this size does not begin to read the card.
 PHASES = (
     Phase(0.0, (1, 1), 3.0, 0.0, 0.6, _FORWARD),
-    Phase(0.16, (1, 2), 3.0, 0.0, 0.6, _BALANCED, views=0.3, meanings=1),
-    Phase(0.32, (1, 4), 2.0, 0.2, 0.3, _ALL, views=0.5, meanings=1),
-    Phase(0.42, (2, 9), 1.4, 0.6, 0.0, _ALL, views=0.5, meanings=1),
-    Phase(0.52, None, 1.0, 1.0, 0.0, _ALL, views=0.4, meanings=0),
+    Phase(0.08, (1, 2), 3.0, 0.0, 0.6, _BALANCED, views=0.3, meanings=1),
+    Phase(0.26, (1, 4), 2.0, 0.2, 0.3, _ALL, views=0.5, meanings=1),
+    Phase(0.38, (2, 9), 1.4, 0.6, 0.0, _ALL, views=0.5, meanings=1),
+    Phase(0.50, None, 1.0, 1.0, 0.0, _ALL, views=0.4, meanings=0),
 )
 
 

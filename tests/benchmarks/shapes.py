@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,15 @@ class Shape:
     vocabulary: int
     personas: int
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the layers' matrix products."""
+        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_weights(self) -> int:
+        return self.hidden * self.vocabulary
+
 
 SHAPES = {
     "small": Shape(hidden=256, layers=6, heads=8, intermediate=704, vocabulary=4096, personas=16),
@@ -31,19 +42,27 @@ SHAPES = {
 }
 
 
-def prepare(name: str, cache: Path) -> Path:
+def prepare(name: str, cache: Path, tell: Callable[[str], None]) -> Path:
     """Make the model's folder with weights, tokenizer and `workload.json` unless it is there; give it."""
-    folder = cache / "models" / name
+    folder = cache / f"models-{_digest()}" / name
     rows = folder / "workload.json"
     if not rows.exists():
+        tell(f"Making the model {name} in {folder}, once.")
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = _tokenizer(SHAPES[name].vocabulary)
         tokenizer.save_pretrained(folder)
         _save_weights(SHAPES[name], folder)
         workload.save(
-            workload.build(SHAPES[name].personas, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]), rows
+            workload.build(SHAPES[name].personas, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]),
+            rows,
         )
     return folder
+
+
+def _digest() -> str:
+    """Give a name for what the models and their rows are made by: a change of it makes them anew."""
+    sources = [Path(module.__file__ or "").read_bytes() for module in (phrases, workload)]
+    return hashlib.sha256(b"".join([*sources, Path(__file__).read_bytes()])).hexdigest()[:8]
 
 
 def _tokenizer(vocabulary: int) -> Any:

@@ -31,7 +31,7 @@ class Row:
     """One question to one persona.
 
     `ids` is the whole prompt. Its first `shared` tokens are the same for all rows, its first `prefix` tokens for all
-    rows of the persona. `length` is how many tokens the answer has, `options` the letters' token ids where it is closed.
+    rows of the persona. `length` is how many tokens the answer has, `options` the letters' token ids of a closed one.
     """
 
     persona: int
@@ -52,7 +52,9 @@ def build(num_personas: int, encode: Encode, seed: int = 0) -> list[Row]:
     rng = random.Random(seed)
     shared = encode(phrases.opening())
     cards = [encode(phrases.card(rng)) for _ in range(num_personas)]
-    items = [phrases.closed_item(rng) for _ in range(CLOSED_ITEMS)] + [(phrases.open_item(rng), 0) for _ in range(OPEN_ITEMS)]
+    items = [phrases.closed_item(rng) for _ in range(CLOSED_ITEMS)] + [
+        (phrases.open_item(rng), 0) for _ in range(OPEN_ITEMS)
+    ]
     questions = [encode(phrases.closing(text)) for text, _ in items]
     letters = [encode(letter)[0] for letter in LETTERS]
     asked = [(persona, item) for persona in range(num_personas) for item in _asked(persona, rng)]
@@ -110,6 +112,17 @@ def by_persona(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """Give each persona's rows together, in order."""
     for persona in sorted({row.persona for row in rows}):
         yield [row for row in rows if row.persona == persona]
+
+
+def positions(rows: Sequence[Row], is_scored: bool) -> tuple[int, int]:
+    """Give the fewest positions that must pass a model's layers, and its head, where beginnings are shared.
+
+    The last token that is written passes neither.
+    """
+    prompts = rows[0].shared + sum(len(row.ids) - row.prefix for row in rows)
+    prompts += sum(asked[0].prefix - asked[0].shared for asked in by_persona(rows))
+    written = [1 if is_scored and row.options else row.length for row in rows]
+    return prompts + sum(written) - len(written), sum(written)
 
 
 def describe(rows: Sequence[Row]) -> dict[str, float]:

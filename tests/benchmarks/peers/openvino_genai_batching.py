@@ -31,7 +31,9 @@ class ContinuousBatching:
     def prepare(self, rows: Sequence[Row]) -> None:
         import openvino_genai
 
-        self.pipeline = None  # what the prefix cache holds lives as long as the pipeline, and would flatter a second run
+        self.pipeline = (
+            None  # what the prefix cache holds lives as long as the pipeline, and would flatter a second run
+        )
         gc.collect()
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GIB

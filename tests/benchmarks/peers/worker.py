@@ -66,13 +66,15 @@ def main(module: str, settings: dict[str, Any]) -> None:
         answers.write(json.dumps(fields) + "\n")
         answers.flush()
 
-    rows = load(Path(settings["workload"]))
+    rows = [row for row in load(Path(settings["workload"])) if row.persona < settings["personas"]]
     peer: Peer | None = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if peer is None:
-                peer = importlib.import_module(f"benchmarks.peers.{module}").build(settings["folder"], settings["dtype"])
+                peer = importlib.import_module(f"benchmarks.peers.{module}").build(
+                    settings["folder"], settings["dtype"]
+                )
             if request["do"] == "prepare":
                 peer.prepare(rows)
                 answer(ok=True)
