@@ -68,6 +68,10 @@ class PrefillAttention:
         self._num_shared = max(cache.shared_lengths[segment.group] for segment in segments)
         self._past = max(segment.past for segment in segments)
         self._slots = torch.tensor([segment.slot or 0 for segment in segments]).to(device)
+        # They read slot 0 in vain; hidden or not, what is not finite there must not reach them.
+        self._slotless = (
+            torch.tensor([row for row, segment in enumerate(segments) if segment.slot is None]).long().to(device)
+        )
         self._mask = self._own_mask(segments, width, dtype).to(device)
 
     def attend(
@@ -85,8 +89,10 @@ class PrefillAttention:
         self._keep(layer, keys, values)
         if self._past:
             held = self._cache.keys[layer, self._slots, :, :, : self._past].transpose(0, 1)
+            held[:, self._slotless] = 0
             keys = torch.cat([held, keys], -1)
             held = self._cache.values[layer, self._slots, :, : self._past].transpose(0, 1)
+            held[:, self._slotless] = 0
             values = torch.cat([held, values], -2)
         own = self._past + width
         shared = self._num_shared

@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 class BatchSettings:
     """How much is computed at once. `max_cache_bytes` bounds keys and values; 0 leaves them unbounded."""
 
-    slots: int = 64
-    chunk_tokens: int = 1024
+    slots: int = 128
+    chunk_tokens: int = 512
     refill: float = 0.25
     max_cache_bytes: int = 0
 

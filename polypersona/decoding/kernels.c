@@ -15,6 +15,7 @@
 
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+typedef int64_t wide __attribute__((vector_size(64), aligned(4)));
 
 #ifdef BF16
 typedef uint16_t num;
@@ -332,6 +333,135 @@ void gate(const num *both, num *out, int tokens, int size) {
         for (; d < size; d++) {
             float x = get(g[d]);
             to[d] = put(x / (1.0f + expf(-x)) * get(u[d]));
+        }
+    }
+}
+
+/* The `rank`-th largest of `values` (from 0), which are reordered. */
+static float select_largest(float *values, int count, int rank) {
+    int low = 0, high = count - 1;
+    while (low < high) {
+        float pivot = values[low + (high - low) / 2];
+        int i = low, j = high;
+        while (i <= j) {
+            while (values[i] > pivot) i++;
+            while (values[j] < pivot) j--;
+            if (i <= j) {
+                float kept = values[i];
+                values[i++] = values[j];
+                values[j--] = kept;
+            }
+        }
+        if (rank <= j) high = j;
+        else if (rank >= i) low = i;
+        else break;
+    }
+    return values[rank];
+}
+
+/* A bound that at least `count` of `size` numbers reach: the count-th largest of the maxima of slices. NAN where a
+ * number is not finite. */
+static float bound(const num *row, int size, int count, float *maxima) {
+    int depth = 1;
+    while ((depth + 1) * (depth + 1) * count <= size) depth++;
+    int width = size / depth / LANES * LANES;
+    if (depth < 2 || width < count) return -INFINITY;
+    vec broken = spread(0);
+    for (int at = 0; at < width; at += LANES) {
+        vec high = load(row + at);
+        broken += high * 0.0f;
+        for (int slice = 1; slice < depth; slice++) {
+            vec part = load(row + (size_t)slice * width + at);
+            ivec above = part > high;
+            high = (vec)(((ivec)part & above) | ((ivec)high & ~above));
+            broken += part * 0.0f;
+        }
+        *(vec *)(maxima + at) = high;
+    }
+    for (int at = depth * width; at < size; at++)
+        if (get(row[at]) - get(row[at]) != 0) return NAN;
+    for (int i = 0; i < LANES; i++)
+        if (broken[i] != 0) return NAN;
+    return select_largest(maxima, width, count - 1);
+}
+
+struct choice {
+    double probability;
+    int64_t id;
+};
+
+/* Hide all but the likeliest choices that together reach `share` of the whole. */
+static void keep_share(struct choice *choices, int count, double share, int32_t *order) {
+    double whole = 0, before = 0;
+    for (int i = 0; i < count; i++) {
+        whole += choices[i].probability;
+        int at = i;
+        for (; at && choices[order[at - 1]].probability < choices[i].probability; at--) order[at] = order[at - 1];
+        order[at] = i;
+    }
+    for (int i = 0; i < count; i++) {
+        double own = choices[order[i]].probability;
+        if (before >= share * whole) choices[order[i]].probability = 0;
+        before += own;
+    }
+}
+
+/* One token id for each row of logits, among its `top_k` largest (of ties, the lowest ids), then by `top_p` and `min_p`;
+ * `draws` are in [0, 1) and invert the cumulative distribution in the order of ids. -1 where a row is not finite.
+ * `scratch` has room for 2 * size floats, `choices` for size entries. */
+void draw(const num *logits, int64_t stride, int rows, int size, int top_k, double temperature, double top_p,
+          double min_p, const double *draws, int32_t *tokens, float *scratch, struct choice *choices, int32_t *order) {
+    for (int r = 0; r < rows; r++) {
+        const num *row = logits + r * stride;
+        float *found = scratch, *copy = scratch + size;
+        float floor = bound(row, size, top_k, copy);
+        int count = 0, above = 0, id = 0, is_finite = 1;
+        tokens[r] = -1;
+        if (floor != floor) continue;
+        for (; floor > -INFINITY && id + LANES <= size; id += LANES) {
+            wide reached = (wide)(load(row + id) >= floor);
+            if (!(reached[0] | reached[1] | reached[2] | reached[3] | reached[4] | reached[5] | reached[6] | reached[7]))
+                continue;
+            for (int i = id; i < id + LANES; i++)
+                if (get(row[i]) >= floor) {
+                    found[count] = get(row[i]);
+                    choices[count++].id = i;
+                }
+        }
+        for (; id < size; id++) {
+            float value = get(row[id]);
+            is_finite &= value - value == 0;
+            if (value >= floor) {
+                found[count] = value;
+                choices[count++].id = id;
+            }
+        }
+        if (!is_finite) continue;
+        memcpy(copy, found, sizeof(float) * count);
+        float least = select_largest(copy, count, top_k - 1), most = found[0];
+        for (int i = 0; i < count; i++) above += found[i] > least;
+        int ties = top_k - above, kept = 0;
+        for (int i = 0; i < count; i++) {
+            if (found[i] < least || (found[i] == least && ties-- <= 0)) continue;
+            found[kept] = found[i];
+            choices[kept++].id = choices[i].id;
+            most = found[i] > most ? found[i] : most;
+        }
+        double total = 0, highest = 0;
+        for (int i = 0; i < kept; i++) total += choices[i].probability = exp(((double)found[i] - most) / temperature);
+        if (top_p < 1) keep_share(choices, kept, top_p, order);
+        for (int i = 0; i < kept; i++) highest = choices[i].probability > highest ? choices[i].probability : highest;
+        total = 0;
+        for (int i = 0; i < kept; i++) {
+            if (choices[i].probability < min_p * highest) choices[i].probability = 0;
+            total += choices[i].probability;
+        }
+        double reached = 0, aim = draws[r] * total;
+        for (int i = 0; i < kept; i++) {
+            if (choices[i].probability <= 0) continue;
+            tokens[r] = choices[i].id;
+            reached += choices[i].probability;
+            if (reached > aim) break;
         }
     }
 }

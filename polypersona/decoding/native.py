@@ -223,6 +223,32 @@ class Kernels:
         return out
 
 
+def draw_tokens(
+    library: ctypes.CDLL,
+    logits: torch.Tensor,
+    draws: npt.NDArray[np.float64],
+    *,
+    top_k: int,
+    temperature: float,
+    top_p: float,
+    min_p: float,
+) -> list[int]:
+    """Return one token id per row of (rows, vocabulary), -1 where the row is not finite; see `TokenSampler`."""
+    rows, size = logits.shape
+    tokens = np.empty(rows, np.int32)
+    scratch, choices, order = np.empty(2 * size, np.float32), np.empty(2 * size, np.float64), np.empty(size, np.int32)
+    library.draw(
+        _pointer(logits),
+        ctypes.c_int64(logits.stride(0)),
+        rows,
+        size,
+        top_k,
+        *(ctypes.c_double(value) for value in (temperature, top_p, min_p)),
+        *(ctypes.c_void_p(array.ctypes.data) for array in (draws, tokens, scratch, choices, order)),
+    )
+    return [int(token) for token in tokens]
+
+
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 

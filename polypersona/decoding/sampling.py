@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from polypersona.decoding.native import draw_tokens, load_kernels
 
 _MASK = (1 << 64) - 1
 
@@ -73,18 +76,30 @@ class TokenSampler:
         if settings.temperature == 0:
             found = logits.max(-1)
             return found.indices.tolist(), found.values.isfinite().tolist()
-        draws = torch.from_numpy(uniforms(seeds, steps)).to(logits.device)
+        noise = uniforms(seeds, steps)
+        if (library := self._library(logits)) is not None:
+            tokens = draw_tokens(
+                library,
+                logits.contiguous(),
+                noise,
+                top_k=settings.top_k,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                min_p=settings.min_p,
+            )
+            return [max(token, 0) for token in tokens], [token >= 0 for token in tokens]
         if settings.top_k and settings.top_k < logits.shape[-1]:
-            values, ids = _largest(logits, settings.top_k)
-            ids, order = ids.sort(-1)
-            values = values.gather(-1, order)
-        else:
-            values, ids = logits, None
-        probs = torch.softmax(values.double() / settings.temperature, -1)
-        are_finite = probs.sum(-1).isfinite()
-        chosen = _invert(_filtered(probs, settings), draws)
-        tokens = chosen if ids is None else ids.gather(-1, chosen[:, None])[:, 0]
-        return tokens.tolist(), are_finite.tolist()
+            logits = _only_largest(logits, settings.top_k)
+        probs = torch.softmax(logits.double() / settings.temperature, -1)
+        chosen = _invert(_filtered(probs, settings), torch.from_numpy(noise).to(logits.device))
+        return chosen.tolist(), probs.sum(-1).isfinite().tolist()
+
+    def _library(self, logits: torch.Tensor) -> CDLL | None:
+        """Return the compiled sampler where there is one for these logits: on a CPU, with top-k."""
+        is_theirs = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
+        if not is_theirs or not 0 < self._settings.top_k < logits.shape[-1]:
+            return None
+        return load_kernels(logits.dtype)
 
 
 def uniforms(seeds: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -103,28 +118,13 @@ def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return torch.minimum(chosen, last)
 
 
-def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values and ids of the `count` largest logits of each row, in no order; of ties, the lowest ids.
-
-    The largest ones lie in the `count` slices with the largest maxima, so that most of the vocabulary is only compared.
-    """
-    size = logits.shape[-1]
-    depth = max(1, int((size / count) ** 0.5))
-    width = size // depth
-    if depth < 2 or logits.device.type != "cpu":
-        return _top(logits, count)
-    maxima = logits[:, : width * depth].view(-1, depth, width).amax(1)
-    slices = maxima.topk(count, -1).indices
-    candidates = (slices[:, None] + torch.arange(depth)[:, None] * width).flatten(1)
-    rest = torch.arange(width * depth, size).expand(len(logits), -1)
-    candidates = torch.cat([candidates, rest], -1)
-    values, places = _top(logits.gather(-1, candidates), count)
-    return values, candidates.gather(-1, places)
-
-
-def _top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    found = logits.topk(count, -1)
-    return found.values, found.indices
+def _only_largest(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the logits of each row but the `count` largest set to minus infinity; of ties, the lowest ids stay."""
+    least = logits.topk(count, -1).values[:, -1:]
+    is_above, is_tied = logits > least, logits == least
+    num_tied = count - is_above.sum(-1, keepdim=True)
+    is_kept = is_above | (is_tied & (is_tied.cumsum(-1) <= num_tied))
+    return logits.masked_fill(~is_kept, float("-inf"))
 
 
 def _penalised(logits: torch.Tensor, history: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:

@@ -16,7 +16,7 @@ from polypersona.recipe import Recipe, finetune_settings
 Value = TypeVar("Value")
 GIB = 1 << 30
 MODEL_ENGINES = ("packed", "vllm")
-CPU_SLOTS, GPU_SLOTS = 64, 128
+CPU_SLOTS, GPU_SLOTS = 128, 128
 # vLLM schedules requests itself; what it keeps of prompts on a CPU is given to it, or it would take most of the node.
 VLLM_GPU_SLOTS, VLLM_CPU_CACHE_BYTES = 256, 4 * GIB
 # An actor holds its weights once, and while it loads them a part of them twice; the rest is cache and the runtime.

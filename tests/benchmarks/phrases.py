@@ -99,7 +99,7 @@ def open_item(rng: random.Random) -> str:
     years = rng.randint(2, 30)
     return rng.choice(
         (
-            f"What has {topic} meant for your life in the last {years} years, and what would you change first, and why?",
+            f"What has {topic} meant for your life in the last {years} years, and what would you change first and why?",
             f"Think of a neighbour who disagrees with you about {topic}. What would you say, and why?",
             f"Describe a day on which {topic} or {other} made you angry, and what happened afterwards.",
             f"Who should decide about {topic} where you live, and who should not? Please give your reasons.",

@@ -1,4 +1,4 @@
-"""Fixtures of the engines' tests: the vLLM engine before a stand-in for vLLM."""
+"""Fixtures of the engines' tests: toy models with a will, and the vLLM engine before a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import sys
 
 import pytest
 import vllm_double
-from toy_models import VOCABULARY, make_toy_model
+from packed_toys import make_lively_model
+from toy_models import FAMILIES, VOCABULARY, make_toy_model
 
 from polypersona.engines.base import EngineSettings
 from polypersona.engines.registry import load_engine
 from polypersona.models.loading import load_tokenizer
 
 END = 2  # the toy tokenizer's end of turn
+
+
+@pytest.fixture(scope="session")
+def lively_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lively")
+    return {family: make_lively_model(family, folder / family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")

@@ -6,112 +6,43 @@ the whole prompt, one cell at a time.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy_models import FAMILIES, make_toy_model, make_toy_tokenizer
+from packed_toys import (
+    END,
+    ITEMS,
+    LIKERT,
+    LIMIT,
+    OPEN,
+    PERSONAS,
+    SHORT,
+    YESNO,
+    Plain,
+    by_id,
+    groups,
+    make_lively_model,
+    said,
+    settings,
+)
+from toy_models import FAMILIES, make_toy_tokenizer
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
-from polypersona.engines.base import Answer, Cell, EngineSettings, Group
 from polypersona.decoding.option_tree import option_tree
+from polypersona.decoding.sampling import choose_option
+from polypersona.engines.base import Cell, Group
 from polypersona.engines.packed import PackedEngine
 from polypersona.engines.registry import load_engine
-from polypersona.decoding.sampling import choose_option
-from polypersona.errors import ModelError
-from polypersona.records import Item, Persona, seed_from
-
-LIMIT = 10
-SCALE = ("Strongly disagree", "Disagree", "Neutral", "Agree", "Strongly agree")
-LIKERT = Item("care.likert.01", "healthcare", "I am satisfied with the care.", "likert", SCALE)
-YESNO = Item("care.yesno.01", "healthcare", "Do you go?", "yesno", ("No", "Yes"), codes=(0, 1))
-OPEN = Item("care.open.01", "healthcare", "How do you feel about the care that you receive in your town?", "open")
-SHORT = Item("work.open.01", "work", "Work?", "open")
-ITEMS = (LIKERT, OPEN, YESNO, SHORT)
-PERSONAS = (
-    Persona("a", {"age": 44, "gender": "female", "work": "full time", "occupation": "nurse"}),
-    Persona("b", {"age": 71, "work": "retired", "politics": "moderate"}),
-    Persona("c", text="I am a retired bus driver."),
-)
-
-
-def make_lively_model(family: str, folder: Path, factor: float = 6.0) -> Path:
-    """A toy model whose attention and logits depend strongly on the prompt, and which ends some of its answers."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(make_toy_model(family, folder), dtype=torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1 and "embed" not in name:
-                weight.mul_(factor)
-            elif "embed" in name:
-                weight.mul_(30.0)
-        model.get_output_embeddings().weight[2] *= 2.5
-    model.save_pretrained(folder)
-    return folder
+from polypersona.records import Persona, seed_from
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {family: make_lively_model(family, folder / family) for family in FAMILIES}
-
-
-def settings(model: Path, **changes: Any) -> EngineSettings:
-    given: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": LIMIT, "slots": 64, **changes}
-    return EngineSettings(engine="packed", seed=7, model=str(model), **given)
-
-
-def groups(personas: tuple[Persona, ...] = PERSONAS, items: tuple[Item, ...] = ITEMS) -> list[Group]:
-    return [
-        Group(
-            persona,
-            tuple(
-                Cell(f"{persona.persona_id}/{item.item_id}", item, seed_from(7, persona.persona_id, item.item_id))
-                for item in items
-            ),
-        )
-        for persona in personas
-    ]
-
-
-def by_id(answers: list[Answer]) -> dict[str, Answer]:
-    return {answer.assignment_id: answer for answer in answers}
-
-
-class Plain:
-    """The same model without the engine: whole prompts, one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def prompt(self, persona: Persona, item: Item) -> list[int]:
-        return encode_prompt(self.tokenizer, build_messages(persona, item))
-
-    def written(self, ids: list[int]) -> list[int]:
-        out = self.model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-            max_new_tokens=LIMIT, eos_token_id=2, pad_token_id=0,
-        )  # fmt: skip
-        return out[0, len(ids) :].tolist()
-
-    def text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode([token for token in tokens if token != 2], skip_special_tokens=True).strip()
-
-    @torch.no_grad()
-    def option_log_probs(self, persona: Persona, item: Item) -> list[float]:
-        ids = self.prompt(persona, item)
-        totals = []
-        for label in item.options:
-            option = encode(self.tokenizer, render_choice(label))
-            log_probs = self.model(torch.tensor([ids + option])).logits[0].double().log_softmax(-1)
-            totals.append(sum(float(log_probs[len(ids) - 1 + at, token]) for at, token in enumerate(option)))
-        return totals
+def models(lively_models: dict[str, Path]) -> dict[str, Path]:
+    return lively_models
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,16 +113,25 @@ def test_the_same_cells_twice_give_the_same_bytes(models: dict[str, Path]) -> No
     assert engine.answer(groups()) == first == PackedEngine(base).answer(groups())
 
 
+def common(prompts: list[list[int]]) -> int:
+    return next(at for at in range(len(prompts[0])) if len({prompt[at] for prompt in prompts}) > 1)
+
+
 def test_reused_tokens_are_those_the_personas_cells_share(models: dict[str, Path]) -> None:
     plain = Plain(models["llama"])
     answers = PackedEngine(settings(models["llama"])).answer(groups())
-    for number, persona in enumerate(PERSONAS):
-        prompts = [plain.prompt(persona, item) for item in ITEMS]
-        shared = next(at for at in range(len(prompts[0])) if len({prompt[at] for prompt in prompts}) > 1)
+    prompts = [[plain.prompt(persona, item) for item in ITEMS] for persona in PERSONAS]
+    for_all = common([prompt for own in prompts for prompt in own])
+    assert for_all > len(encode(plain.tokenizer, build_messages(PERSONAS[0], SHORT)[0]["content"]))
+    for number, own in enumerate(prompts):
+        shared = common(own)
         part = answers[number * len(ITEMS) : (number + 1) * len(ITEMS)]
-        assert [answer.reused_prompt_tokens for answer in part] == [0, shared, shared, shared]
-        assert [answer.prompt_tokens for answer in part] == [len(prompt) for prompt in prompts]
+        # A persona's first cell reuses what all personas share, the others what its own cells do.
+        assert [answer.reused_prompt_tokens for answer in part] == [for_all, shared, shared, shared]
+        assert [answer.prompt_tokens for answer in part] == [len(prompt) for prompt in own]
         assert shared > len(plain.prompt(Persona("x"), SHORT)) / 2
+    alone = PackedEngine(settings(models["llama"])).answer(groups(PERSONAS[:1]))
+    assert [answer.reused_prompt_tokens for answer in alone] == [0, *[common(prompts[0])] * 3]
 
 
 def test_the_draws_of_one_item_share_all_but_its_last_token(models: dict[str, Path]) -> None:
@@ -211,7 +151,7 @@ def test_a_prompt_too_long_ends_as_error_and_the_others_complete(models: dict[st
         assert (first.disposition, first.text, first.code) == ("error", "", None)
         assert str(first.prompt_tokens) in first.error
         assert "512" in first.error
-        assert others == engine.answer(groups((PERSONAS[number],), (LIKERT, OPEN)))
+        assert [*map(said, others)] == [*map(said, engine.answer(groups((PERSONAS[number],), (LIKERT, OPEN))))]
     assert [answer.disposition for answer in engine.answer(groups(items=(long,)))] == ["error"] * 3
     assert engine.answer([Group(PERSONAS[0], ())]) == []
 
@@ -286,80 +226,135 @@ def test_an_adapter_is_merged_in_fp32(tmp_path: Path, models: dict[str, Path]) -
     assert quantised.answer(groups())[0].option_probs is not None
 
 
-def test_closed_text_is_written_and_coded(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_text_is_written_and_coded(models: dict[str, Path]) -> None:
     engine = PackedEngine(settings(models["llama"], closed="text"))
     plain = Plain(models["llama"])
     answer = engine.answer(groups((PERSONAS[0],), (LIKERT,)))[0]
     assert answer.text == plain.text(plain.written(plain.prompt(PERSONAS[0], LIKERT)))
     assert (answer.option_probs, answer.code, answer.disposition) == (None, None, "invalid")
     # A random model names no option; one that is made to write a given answer does.
-    script = [*encode(plain.tokenizer, "Strongly agree. I see it."), 2]
-    steps = iter(script)
-    monkeypatch.setattr("polypersona.decoding.sampling.sample_tokens", lambda *_: torch.tensor([next(steps)]))
-    answer = PackedEngine(settings(models["llama"], closed="text", max_new_tokens=60)).answer(
-        groups((PERSONAS[0],), (LIKERT,))
-    )[0]
+    script = [*encode(plain.tokenizer, "Strongly agree. I see it."), END]
+    engine = PackedEngine(settings(models["llama"], closed="text", max_new_tokens=60))
+    engine._tokens._sampler.draw = lambda logits, seeds, steps, _: (
+        [script[at - 1] for at in steps],
+        [True] * len(steps),
+    )
+    answer = engine.answer(groups((PERSONAS[0],), (LIKERT,)))[0]
     assert (answer.code, answer.label, answer.disposition) == (5, "Strongly agree", "complete")
     assert (answer.text, answer.rationale) == ("Strongly agree. I see it.", "I see it.")
     assert answer.new_tokens == len(script)
 
 
 def test_the_engine_asks_as_the_options_are_shown(models: dict[str, Path]) -> None:
-    tokenizer = Plain(models["llama"]).tokenizer
+    plain = Plain(models["llama"])
     order = (4, 2, 0, 1, 3)
     cell = Cell("a", LIKERT, 1, order)
     seen = set()
     for show in ("labels", "letters", "none"):
         answer = PackedEngine(settings(models["llama"], show_options=show)).answer([Group(PERSONAS[0], (cell,))])[0]
-        ids = encode_prompt(tokenizer, build_messages(PERSONAS[0], LIKERT, show, order))
+        ids = encode_prompt(plain.tokenizer, build_messages(PERSONAS[0], LIKERT, show, order))
         assert answer.prompt_tokens == len(ids)
-        plain = Plain(models["llama"])
-        plain.prompt = lambda *_, ids=ids: list(ids)
-        totals = plain.option_log_probs(PERSONAS[0], LIKERT)
-        assert answer.option_probs == pytest.approx(choose_option(totals, 0, is_greedy=True)[1], abs=1e-5)
+        choices = plain.choices(LIKERT, show, order)
+        if show == "letters":  # the letter alone is scored
+            assert [plain.tokenizer.decode(choice[:1]) for choice in choices] == ["C", "D", "B", "E", "A"]
+            choices = [choice[:1] for choice in choices]
+        choice, probs = choose_option(plain.log_probs(ids, choices), 1, is_greedy=True)
+        assert answer.option_probs == pytest.approx(probs, abs=1e-5)
+        assert (answer.code, answer.label) == (LIKERT.codes[choice], LIKERT.options[choice])
+        letter = f"{'ABCDE'[order.index(choice)]}) " if show == "letters" else ""
+        assert answer.text == f"{letter}{render_choice(answer.label)}"
         seen.add(answer.option_probs)
     assert len(seen) == 3
 
 
-def test_logits_that_are_not_finite_end_their_cells_alone(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rewrite(engine: PackedEngine, change: Any) -> None:
+    """Let an engine's decoder give other logits."""
+    decoder = engine._tokens._decoder
+    whole = decoder.logits
+    decoder.logits = lambda hidden: change(whole(hidden))
+
+
+def test_what_is_not_finite_ends_its_own_cells_alone(tmp_path: Path, models: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32)
+    tokenizer = make_toy_tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[encode(tokenizer, "~")[-1]] = float("nan")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    bad = [replace(item, item_id=f"bad.{item.item_id}", stem="Do ~ you?") for item in (LIKERT, OPEN)]
+    for slots in (2, 64):
+        base = settings(tmp_path, temperature=0.8, rationale=True, slots=slots)
+        expected = PackedEngine(base).answer(groups())
+        found = PackedEngine(base).answer(groups(items=(bad[0], *ITEMS[:2], bad[1], *ITEMS[2:])))
+        failed = [answer for answer in found if "/bad." in answer.assignment_id]
+        assert [(answer.disposition, answer.text) for answer in failed] == [("error", "")] * 6
+        assert all("not finite" in answer.error for answer in failed)
+        assert [said(answer) for answer in found if "/bad." not in answer.assignment_id] == [*map(said, expected)]
+
+
+def test_logits_that_are_never_finite_end_every_cell(models: dict[str, Path]) -> None:
     engine = PackedEngine(settings(models["llama"], temperature=0.8, rationale=True))
-    expected = engine.answer(groups())
-    whole = PackedEngine._logits
-
-    def damaged(self: PackedEngine, hidden: torch.Tensor) -> torch.Tensor:
-        logits = whole(self, hidden)
-        if logits.shape[0] == len(ITEMS):
-            logits[1] = float("nan")
-        return logits
-
-    monkeypatch.setattr(PackedEngine, "_logits", damaged)
+    rewrite(engine, lambda logits: logits * float("nan"))
     answers = engine.answer(groups())
-    assert [answer.disposition for answer in answers[1 :: len(ITEMS)]] == ["error"] * 3
-    assert "not finite" in answers[1].error
-    assert [a for i, a in enumerate(answers) if i % 4 != 1] == [a for i, a in enumerate(expected) if i % 4 != 1]
-    monkeypatch.setattr(PackedEngine, "_logits", lambda self, hidden: whole(self, hidden) * float("nan"))
-    assert {answer.disposition for answer in engine.answer(groups())} == {"error"}
+    assert {answer.disposition for answer in answers} == {"error"}
+    assert {answer.error for answer in answers} == {"the model's logits are not finite"}
 
 
-def test_models_that_cannot_continue_a_shared_prefix_are_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig
+def make_other_model(name: str, folder: Path) -> Path:
+    """A model of a family that the seven base models are not of."""
+    from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GraniteConfig
 
-    shared = {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    bloom = BloomConfig(**{**shared, "n_layer": 2, "n_head": 4})
-    granite = GraniteConfig(**shared, intermediate_size=128, num_key_value_heads=4, logits_scaling=8.0)
-    for name, config in (("bloom", bloom), ("granite", granite)):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            model.get_input_embeddings().weight.mul_(50)
-        model.save_pretrained(tmp_path / name)
-        make_toy_tokenizer().save_pretrained(tmp_path / name)
-        with pytest.raises(ModelError, match="cannot continue from a shared prefix") as caught:
-            PackedEngine(settings(tmp_path / name))
-        assert caught.value.hint
+    ends = {"bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0, "vocab_size": 384}
+    config = {
+        "bloom": lambda: BloomConfig(hidden_size=64, n_layer=2, n_head=4, **ends),
+        "gpt2": lambda: GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **ends),
+        "granite": lambda: GraniteConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, intermediate_size=128,
+            logits_scaling=8.0, embedding_multiplier=6.0, residual_multiplier=0.4, **ends,
+        ),
+    }[name]()  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(folder)
+    make_toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "decoder"), [("bloom", "plain"), ("granite", "plain"), ("gpt2", "stock")])
+def test_a_model_that_cannot_be_packed_is_asked_cell_by_cell_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, decoder: str
+) -> None:
+    folder = make_other_model(name, tmp_path)
+    plain = Plain(folder)
+    with caplog.at_level(logging.WARNING):
+        engine = PackedEngine(settings(folder, rationale=True))
+        answers = by_id(engine.answer(groups(PERSONAS[:2])))
+    assert engine.decoder == decoder
+    warnings = [record.getMessage() for record in caplog.records if "generation flags" not in record.getMessage()]
+    if decoder == "plain":
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"A {type(plain.model).__name__} cannot be packed (")
+        assert warnings[0].endswith("it is asked cell by cell, which takes several times as long.")
+    else:
+        assert not warnings
+    probabilities = set()
+    for persona in PERSONAS[:2]:
+        for item in ITEMS:
+            answer, ids = answers[f"{persona.persona_id}/{item.item_id}"], plain.prompt(persona, item)
+            if item.is_closed:
+                probs = choose_option(plain.option_log_probs(persona, item), 0, is_greedy=True)[1]
+                assert answer.option_probs == pytest.approx(probs, abs=1e-5)
+                probabilities.add(round(probs[0], 4))
+                ids += encode(plain.tokenizer, render_choice(answer.label))
+            tokens = plain.written(ids)
+            assert (answer.rationale if item.is_closed else answer.text) == plain.text(tokens)
+            assert answer.new_tokens == len(tokens)
+    assert len(probabilities) > 1
 
 
 def test_a_closed_engine_holds_no_weights(models: dict[str, Path]) -> None:

@@ -12,8 +12,8 @@ import pytest
 import vllm_double
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice, shown_place
-from polypersona.engines.base import Cell, Group
 from polypersona.decoding.sampling import choose_option
+from polypersona.engines.base import Cell, Group
 from polypersona.engines.token_questions import token_questions
 from polypersona.records import Item, Persona, seed_from
 
