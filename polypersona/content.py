@@ -7,7 +7,7 @@ no part, so a moved file changes nothing. Takes values, gives values or an error
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,8 @@ _FROZEN = {
     "generate.slots": "slots",
     "generate.shard_personas": "shard_personas",
 }
+# Keys that runs of earlier versions do not have, with the values by which those were made.
+_LATER_KEYS = {"generate.repetition_penalty": 1.0, "generate.stop": [], "generate.length_norm": False}
 _TEST_CELLS = "cells of the test split"
 _MODEL_KEYS = ("model.dtype", "model.quantization", "model.trust_remote_code", "generate.slots")
 
@@ -65,11 +67,17 @@ def fingerprint_of(parts: Mapping[str, Any], items: Mapping[str, str], panel: st
 
 
 def extend_ledger(ledger: Ledger, recipe: Recipe, population: Population) -> Ledger:
-    """Return the ledger with what the recipe asks for beyond it."""
+    """Return the ledger with what the recipe asks for beyond it.
+
+    Raises:
+        RecipeChangedError: other items for a run of interviews, whose earlier answers would lie in other shards.
+    """
     box = Box(len(population.personas), population.item_keys, recipe.generate.waves, recipe.generate.draws)
     extended = ledger.extend(box, asked=population.asked)
     if extended is ledger:
         return ledger
+    if recipe.generate.context == "previous" and ledger.layers:
+        _refuse_other_items(ledger.layers[0].box.items, box.items)
     panel = panel_digests(population.personas, [box.personas])[box.personas]
     return Ledger(ledger.shard_personas, (*extended.layers[:-1], replace(extended.layers[-1], digest=panel)))
 
@@ -89,7 +97,7 @@ def refuse_changes(
     Raises:
         RecipeChangedError: with one line `key: old → new` for each change.
     """
-    lines = diff(stored["content"]["parts"], parts) + _population_changes(stored, recipe, population)
+    lines = diff(_LATER_KEYS | stored["content"]["parts"], parts) + _population_changes(stored, recipe, population)
     if lines:
         raise RecipeChangedError(
             f"{where} holds responses of another content; the recipe would change\n  " + "\n  ".join(lines),
@@ -106,7 +114,7 @@ def refuse_another_recipe(where: str, stored: Mapping[str, Any], recipe: Recipe,
     Raises:
         RecipeChangedError: with one line `key: old → new` for each change.
     """
-    flat, parts = flatten(recipe), stored["content"]["parts"]
+    flat, parts = flatten(recipe), _LATER_KEYS | stored["content"]["parts"]
     keys = [key for key in parts if key in flat and not key.startswith("model.") and flat[key] != "auto"]
     now = {key: flat[key] for key in keys}
     if _TEST_CELLS in parts and population.asked is not None:
@@ -117,6 +125,19 @@ def refuse_another_recipe(where: str, stored: Mapping[str, Any], recipe: Recipe,
             f"{where} holds responses that were made with another recipe:\n  " + "\n  ".join(lines),
             "Use the recipe that the responses were made with.",
         )
+
+
+def _refuse_other_items(held: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse another sequence of items than that of the run's interviews; personas, waves and draws may grow."""
+    if held == asked:
+        return
+    added, lost = [key for key in asked if key not in held], [key for key in held if key not in asked]
+    change = f"item {added[0]!r} is new" if added else f"item {lost[0]!r} is gone" if lost else "their order is another"
+    raise RecipeChangedError(
+        f"generate.context: previous makes every answer depend on the items before it; of the {len(held):,} items that "
+        f"the run's interviews have, {change}.",
+        "Set the instrument back (more personas, waves and draws are fine), or give the run another name.",
+    )
 
 
 def _resolved(key: str, value: Any, frozen: Mapping[str, Any]) -> Any:

@@ -122,6 +122,7 @@ def _freeze(recipe: Recipe, plan: GeneratePlan) -> dict[str, Any]:
         "dtype": plan.dtype.value,
         "quantization": plan.quantization.value,
         "slots": plan.slots.value,
+        "cache_bytes": plan.cache_bytes.value,
         "threads": plan.threads.value,
         "shard_personas": recipe.generate.shard_personas,
     }

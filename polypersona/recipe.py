@@ -163,7 +163,7 @@ class GenerateRecipe(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, lt=1)
     repetition_penalty: float = Field(default=1.0, gt=0)
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     length_norm: bool = False
     max_new_tokens: int = Field(default=96, ge=1)
     draws: Annotated[int, _kind("extension")] = Field(default=1, ge=1)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 from polypersona.engines.base import Answer, Cell
-from polypersona.gates import Outcome, describe_failure, judge_gates
+from polypersona.engines.unasked import not_asked, outcome_of, unroutable
+from polypersona.gates import Outcome, judge_gates
 
 # Takes the places of some cells, gives their answers in that order.
 Ask: TypeAlias = Callable[[Sequence[int]], Sequence[Answer]]
@@ -72,18 +73,3 @@ def missing_gates(cells: Sequence[Cell], interviews: Sequence[Hashable]) -> dict
         if cell.item.asked_if:
             wanted.setdefault(interview, set()).update(gate.item_id for gate in cell.item.asked_if)
     return {key: lost for key, ids in wanted.items() if (lost := ids - asked.get(key, set()))}
-
-
-def outcome_of(answer: Answer) -> Outcome:
-    """Return what routing needs of an answer."""
-    return Outcome(answer.disposition, answer.code, answer.error)
-
-
-def not_asked(cell: Cell) -> Answer:
-    """Return the answer that stands for a question that was not put."""
-    return Answer(cell.assignment_id, "", "not_asked")
-
-
-def unroutable(cell: Cell, outcomes: Mapping[str, Outcome]) -> Answer:
-    """Return the answer of a cell of which a failed gate leaves open whether to ask it."""
-    return Answer(cell.assignment_id, "", "error", error=describe_failure(cell.item, outcomes))

@@ -13,7 +13,7 @@ from typing import Any
 from polypersona.chatml import ShowOptions
 from polypersona.engines.base import Answer, Cell, Engine, EngineSettings, Group
 from polypersona.engines.registry import load_engine
-from polypersona.engines.settings import ENGINE_VERSIONS, Weights, build_settings, locate_weights
+from polypersona.engines.settings import ENGINE_VERSIONS, Weights, build_settings, locate_weights, refuse_unsupported
 from polypersona.errors import EngineError, RunFailedError, nearest
 from polypersona.examples import build_example
 from polypersona.gates import gates_of
@@ -26,7 +26,10 @@ from polypersona.simulator.traits import SEMANTICS_VERSION
 from polypersona.storage import RunDirectory
 
 GROUPS_PER_CALL = 64
-SAMPLING_KEYS = ("dtype", "quantization", "closed", "temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")
+SAMPLING_KEYS = (
+    "dtype", "quantization", "closed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop",
+    "length_norm", "calibration", "max_new_tokens", "slots",
+)  # fmt: skip
 ENDPOINT_SAMPLING_KEYS = ("closed", "temperature", "top_p", "stop", "max_new_tokens")
 
 
@@ -47,7 +50,8 @@ def locate_teacher(recipe: Recipe, run: RunDirectory) -> tuple[EngineSettings, d
 
     Engines without a model take the seed alone. A model answers with the recipe's own sampling, on this machine, in
     fp32 and without quantisation where the recipe leaves those to `auto`; the run's adapter does not exist yet, so it
-    answers without one. An endpoint writes its answers to closed items, because an example has a rationale.
+    answers without one. It is asked every item by itself, because an example is one question. An endpoint writes its
+    answers to closed items, because an example has a rationale.
 
     Raises:
         EngineError: no such engine, or an endpoint without an address.
@@ -70,10 +74,11 @@ def locate_teacher(recipe: Recipe, run: RunDirectory) -> tuple[EngineSettings, d
     adapter = "none" if recipe.model.adapter == "run" else recipe.model.adapter
     own = recipe.model_copy(
         update={
-            "generate": recipe.generate.model_copy(update={"engine": name, "rationale": True}),
+            "generate": recipe.generate.model_copy(update={"engine": name, "rationale": True, "context": "none"}),
             "model": recipe.model.model_copy(update={"adapter": adapter}),
         }
     )
+    refuse_unsupported(own)
     weights = locate_weights(own, run)
     resolved = {
         "dtype": "fp32" if own.model.dtype == "auto" else own.model.dtype,

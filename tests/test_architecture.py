@@ -127,8 +127,9 @@ HEAVY_IMPORTS = {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",
         "decoding.trial", "engines.calibration", "engines.cells", "engines.interviews", "engines.packed",
-        "models.adapters", "models.interview_attention", "models.loading", "models.lora", "models.pretraining", "models.quantization", "training.encoding",
-        "training.loop", "training.folder", "finetune",
+        "engines.vllm", "models.adapters", "models.interview_attention", "models.loading", "models.lora",
+        "models.pretraining", "models.quantization", "training.encoding", "training.loop", "training.folder",
+        "finetune",
     },
 }  # fmt: skip
 PROBE = """

@@ -167,11 +167,23 @@ MISTAKES = {
         RUN,
         ["model.quantization: nf4", "vllm"],
     ),
-    "an option of another version": (
+    "an option of another engine": (
         recipe_with(generate={"context": "previous"}),
         RUN,
-        ["generate.context", "'previous'"],
+        ["generate.context", "'previous'", "fake", "choose generate.engine: packed"],
     ),
+    "an option of another version": (recipe_with(generate={"max_hours": 2}), RUN, ["generate.max_hours"]),
+    "an endpoint without its address": (
+        recipe_with(generate={"engine": "endpoint"}),
+        RUN,
+        ["generate.endpoint.url is missing"],
+    ),
+    "calibration of what is not scored": (
+        recipe_with(generate={"engine": "packed", "closed": "text", "calibration": "permute"}),
+        RUN,
+        ["generate.calibration", "generate.closed: text"],
+    ),
+    "an empty stop string": (recipe_with(generate={"stop": [""]}), RUN, ["generate.stop.0"]),
     "stages in the wrong order": (nothing, [*RUN, "--from", "report", "--to", "dataset"], ["--from report", "dataset"]),
     "an unknown stage": (nothing, [*RUN, "--from", "train"], ["'train'", "finetune"]),
     "a bank that does not exist": (nothing, [*RUN, "--set", "instrument.bank=nowhere.json"], ["nowhere.json"]),

@@ -279,17 +279,21 @@ def test_the_test_split_needs_the_dataset_stage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "value", "sentence"),
     [
-        ("engine", "endpoint"),
-        ("context", "previous"),
-        ("calibration", "permute"),
-        ("max_hours", 1.5),
+        ("engine", "endpoint", "generate.endpoint.url is missing"),
+        ("context", "previous", "generate.context: 'previous' is not part of the fake engine"),
+        ("calibration", "permute", "generate.calibration: 'permute' is not part of the fake engine"),
+        ("length_norm", True, "generate.length_norm: True is not part of the fake engine"),
+        ("repetition_penalty", 1.2, "generate.repetition_penalty: 1.2 is not part of the fake engine"),
+        ("stop", ["END"], r"generate.stop: \['END'\] is not part of the fake engine"),
+        ("max_hours", 1.5, "generate.max_hours is not part of this version"),
     ],
 )
-def test_an_option_this_version_lacks_is_refused_by_name(tmp_path, option, value):
-    with pytest.raises(EngineError, match=f"generate.{option}: {value!r} is not part of this version"):
+def test_an_option_the_engine_lacks_is_refused_by_name_before_anything_starts(tmp_path, option, value, sentence):
+    with pytest.raises(EngineError, match=sentence) as refused:
         generate.run(recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 4), **{option: value}))
+    assert refused.value.hint
     assert not (tmp_path / "run").exists()
 
 

@@ -184,6 +184,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(data, key, near):
         ({"finetune": {"workers": 0}}, "finetune.workers: input should be 'auto' or greater than or equal to 1"),
         ({"generate": {"temperature": float("inf")}}, "generate.temperature: input should be a finite number"),
         ({"generate": {"temperature": float("nan")}}, "generate.temperature: input should be a finite number"),
+        ({"generate": {"stop": [""]}}, "generate.stop.0: string should have at least 1 character"),
+        ({"generate": {"repetition_penalty": 0}}, "generate.repetition_penalty: input should be greater than 0"),
         ({"generate": {"top_p": 0}}, "generate.top_p: input should be greater than 0"),
         ({"generate": {"rationale": "maybe"}}, "generate.rationale: input should be a valid boolean"),
         ({"generate": {"draws": 2.5}}, "generate.draws: input should be a valid integer"),
@@ -244,7 +246,7 @@ CONTENT = {
     *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length")),
     *(f"generate.{key}" for key in ("on", "engine", "closed", "rationale", "context", "order", "calibration")),
     *(f"generate.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")),
-    "generate.shard_personas",
+    *(f"generate.{key}" for key in ("repetition_penalty", "stop", "length_norm", "shard_personas")),
     *(f"generate.endpoint.{key}" for key in ("url", "model", "instruct")),
 }
 EXTENSION = {

@@ -78,8 +78,13 @@ def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("precision", generate.dtype.value, generate.dtype.reason),
         ("quantization", generate.quantization.value, generate.quantization.reason),
         ("slots", str(generate.slots.value), generate.slots.reason),
+        ("key-value cache", _in_gib(generate.cache_bytes.value), generate.cache_bytes.reason),
         ("threads an actor", str(generate.threads.value), generate.threads.reason),
     ]
+
+
+def _in_gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size else "–"
 
 
 def _describe(inventory: Inventory) -> str:

@@ -15,10 +15,10 @@ from polypersona.decoding.plain import PlainTokenEngine
 from polypersona.decoding.prompts import Prompt, PromptGroup, Written
 from polypersona.engines.base import Answer, Cell, Group
 from polypersona.engines.cells import AskedCell, CellReader
+from polypersona.engines.unasked import not_asked, outcome_of, unroutable
 from polypersona.gates import Outcome, asking_order, judge_gates
 from polypersona.interview import Turn, build_interview, encode_first, encode_next
 from polypersona.records import Persona
-from polypersona.routing import not_asked, outcome_of, unroutable
 
 
 @dataclass(slots=True, eq=False)

@@ -66,8 +66,9 @@ class PackedEngine:
         )
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._max_tokens = _context_tokens(base.config.get_text_config())
+        ends = end_of_turn_ids(tokenizer)
         self._cells = CellReader(tokenizer, settings, self._max_tokens)
-        self._tokens = _token_engine(model, settings, device, end_of_turn_ids(tokenizer), self._cells.is_stopped)
+        self._tokens = _token_engine(model, settings, device, ends, self._cells.is_stopped)
         if settings.context == "previous":
             check_interviews(tokenizer)
 

@@ -169,6 +169,7 @@ def build_settings(recipe: Recipe, frozen: Mapping[str, Any], weights: Weights) 
         calibration=generate.calibration,
         max_new_tokens=generate.max_new_tokens,
         slots=frozen["slots"],
+        cache_bytes=frozen.get("cache_bytes", 0),
         threads=frozen["threads"],
         endpoint=_endpoint_settings(recipe) if generate.engine == "endpoint" else None,
     )

@@ -22,6 +22,9 @@ VLLM_GPU_SLOTS, VLLM_CPU_CACHE_BYTES = 256, 4 * GIB
 # An actor holds its weights once, and while it loads them a part of them twice; the rest is cache and the runtime.
 ACTOR_MEMORY_FACTOR = 1.5
 ACTOR_BASE_BYTES = GIB // 2
+# Keys and values of a packed engine on a CPU at most; the engine takes fewer slots where longer prompts need more.
+CPU_CACHE_BYTES, LEAST_CACHE_BYTES, CACHE_FACTOR = GIB, GIB // 4, 2
+GPU_CACHE_SHARE = 0.25
 # The share of a GPU's memory that weights may take, so that the cache of keys and values has room.
 GPU_WEIGHT_SHARE = 0.6
 NF4_SHARE_OF_BF16 = 0.3
@@ -93,6 +96,7 @@ class GeneratePlan:
     dtype: Decision[str]
     quantization: Decision[str]
     slots: Decision[int]
+    cache_bytes: Decision[int]
     threads: Decision[int]
 
 
@@ -186,6 +190,7 @@ def plan_generation(
         dtype=choose_dtype(recipe, inventory),
         quantization=choose_quantization(recipe, inventory, weight_bytes),
         slots=choose_slots(recipe, inventory),
+        cache_bytes=choose_cache(recipe, inventory, weight_bytes),
         threads=choose_threads(recipe),
     )
 
@@ -248,6 +253,17 @@ def choose_slots(recipe: Recipe, inventory: Inventory) -> Decision[int]:
     return Decision(CPU_SLOTS, "a CPU: more cells in flight gain little")
 
 
+def choose_cache(recipe: Recipe, inventory: Inventory, weight_bytes: int | None = None) -> Decision[int]:
+    """Choose the bytes that an actor's keys and values may take; 0 where the engine decides itself."""
+    if recipe.generate.engine != "packed":
+        return Decision(0, f"the {recipe.generate.engine} engine keeps none, or decides itself")
+    if inventory.gpus:
+        smallest = min(gpu.memory_bytes for gpu in inventory.gpus)
+        return Decision(int(GPU_CACHE_SHARE * smallest), f"{GPU_CACHE_SHARE:.0%} of the smallest GPU")
+    asked = CPU_CACHE_BYTES if weight_bytes is None else max(LEAST_CACHE_BYTES, CACHE_FACTOR * weight_bytes)
+    return Decision(min(CPU_CACHE_BYTES, asked), "a CPU: slots are left out where longer prompts would need more")
+
+
 def choose_threads(recipe: Recipe) -> Decision[int]:
     """Choose the threads of an actor's own process."""
     if recipe.generate.engine == "vllm":
@@ -274,7 +290,8 @@ def choose_actors(
     cpus = max(1, int(inventory.cpus))
     if recipe.generate.engine not in MODEL_ENGINES or weight_bytes is None:
         return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
-    each = ACTOR_BASE_BYTES + int(ACTOR_MEMORY_FACTOR * weight_bytes)
+    cache = choose_cache(recipe, inventory, weight_bytes).value
+    each = ACTOR_BASE_BYTES + cache + int(ACTOR_MEMORY_FACTOR * weight_bytes)
     fits = sum(int(min(node.cpus, node.memory_bytes // each)) for node in inventory.nodes)
     if fits < 1:
         raise _memory_is_short(inventory, each)

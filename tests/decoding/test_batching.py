@@ -41,6 +41,7 @@ from polypersona.errors import EngineError, ModelError
 
 SAMPLED = SamplingSettings(0.9, top_k=40, top_p=0.95)
 PENALISED = SamplingSettings(0.9, repetition_penalty=1.3)
+FEW = [case for case in CASES if case[0] not in ("mistral", "qwen2")]
 
 
 @cache
@@ -74,26 +75,25 @@ def test_slots_chunks_and_refill_change_no_answer_of_any_decoder(family: str, de
         assert sum(a != b for a, b in zip(outcomes(found[0]), outcomes(other), strict=True)) <= 2
 
 
-@pytest.mark.parametrize(("family", "decoder"), CASES)
+@pytest.mark.parametrize(("family", "decoder"), FEW)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_settings_give_the_same_whatever_ran_before(family: str, decoder: str, dtype: torch.dtype) -> None:
     model, groups = model_of(family, dtype), make_groups(40, seed=3)
     sizes = {"slots": 12, "chunk_tokens": 128}
-    for sampling in (SAMPLED, PENALISED):
-        engine = token_engine(model, decoder, sampling, **sizes)
-        fresh = engine.run(groups)
-        assert engine.run(groups) == fresh
-        small = engine.run(groups[:2])
-        # Longer, wider, more at once and behind another root: the cache that is left is larger.
-        engine.run([group_of(make_prompts(Random(4), size, tokens(Random(5), 90)), more=70) for size in (1, *[9] * 20)])
-        kept = engine._cache
-        assert engine.run(groups) == fresh
-        assert engine.run(groups[:2]) == small
-        assert engine._cache is kept
-        assert token_engine(model, decoder, sampling, **sizes).run(groups[:2]) == small
+    engine = token_engine(model, decoder, SAMPLED, **sizes)
+    fresh = engine.run(groups)
+    assert engine.run(groups) == fresh
+    small = engine.run(groups[:2])
+    # Longer, wider, more at once and behind another root: the cache that is left is larger.
+    engine.run([group_of(make_prompts(Random(4), size, tokens(Random(5), 90)), more=70) for size in (1, *[5] * 14)])
+    kept = engine._cache
+    assert engine.run(groups) == fresh
+    assert engine.run(groups[:2]) == small
+    assert engine._cache is kept
+    assert token_engine(model, decoder, SAMPLED, **sizes).run(groups[:2]) == small
 
 
-@pytest.mark.parametrize(("family", "decoder"), CASES)
+@pytest.mark.parametrize(("family", "decoder"), FEW)
 def test_a_group_is_answered_alike_beside_any_others(family: str, decoder: str) -> None:
     groups, others = make_groups(60, seed=6), make_groups(60, seed=7)
     engine = token_engine(model_of(family), decoder, SAMPLED)
@@ -133,7 +133,7 @@ class Spy(KeyValueCache):
 def test_keys_and_values_stay_within_their_bound_and_answers_stay_the_same(
     decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, groups = model_of("mistral"), make_groups(150, seed=8)
+    model, groups = model_of("mistral"), make_groups(80, seed=8)
     free = token_engine(model, decoder, SAMPLED, slots=64)
     expected = run_flat(free, groups)
     whole = free._cache.num_bytes
@@ -219,19 +219,19 @@ def damaged_prompts(groups: list[PromptGroup], token: int) -> list[bool]:
     ]
 
 
-@pytest.mark.parametrize(("family", "decoder"), CASES)
+@pytest.mark.parametrize(("family", "decoder"), FEW)
 @pytest.mark.parametrize("sampling", [SamplingSettings(0.0), SAMPLED])
 def test_numbers_that_are_not_finite_end_their_own_prompts_alone(
     family: str, decoder: str, sampling: SamplingSettings
 ) -> None:
-    groups = make_groups(150, seed=10)
+    groups = make_groups(100, seed=10)
     # A token that stands in some prompts' own part and in some shared beginnings, and that no sound prompt writes.
     counts = {token: damaged_prompts(groups, token).count(True) for token in range(3, VOCABULARY)}
     whole = token_engine(model_of(family), decoder, sampling)
     expected = run_flat(whole, groups)
     written = {token for one in expected for token in one.tokens}
     chosen = {token for prompt in flat(groups) for choice in prompt.choices for token in choice}
-    token = next(token for token, count in counts.items() if 9 < count < 60 and token not in written | chosen)
+    token = next(token for token, count in counts.items() if 9 < count < 40 and token not in written | chosen)
     model = lively_model(family)
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = float("nan")
@@ -264,7 +264,7 @@ def test_damage_in_what_all_groups_share_is_forgotten_with_it() -> None:
         assert engine._cache is kept
 
 
-@pytest.mark.parametrize("sampling", [SAMPLED, PENALISED, SamplingSettings(1.3, min_p=0.02)])
+@pytest.mark.parametrize("sampling", [SAMPLED, PENALISED, SamplingSettings(1.3, min_p=0.02), SamplingSettings(1.0)])
 def test_sampled_texts_equal_those_of_the_plain_engine(sampling: SamplingSettings) -> None:
     groups, ends = make_groups(60, seed=12), frozenset({2})
     plain = PlainTokenEngine(model_of("qwen2"), sampling, "cpu", ends).run(groups)

@@ -1,6 +1,9 @@
-"""pytest tests/engines/test_sampling.py"""
+"""pytest tests/decoding/test_sampling.py"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polypersona.decoding.sampling import SamplingSettings, choose_option, sample_tokens, uniform
+from polypersona.decoding import sampling
+from polypersona.decoding.sampling import SamplingSettings, TokenSampler, choose_option, uniform, uniforms
 from polypersona.records import seed_from
 
 DRAWS = 20_000
 LOGITS = (1.0, -0.5, 2.0, 0.0, 0.5, -2.0, 1.5, -1.0)
 SEEDS = [seed_from("sampling", number) for number in range(DRAWS)]
+
+
+def draw(
+    logits: torch.Tensor, seeds: Sequence[int], steps: Sequence[int], chosen: SamplingSettings, **history: Any
+) -> list[int]:
+    tokens, are_finite = TokenSampler(chosen).draw(logits, seeds, steps, **history)
+    assert all(are_finite)
+    return tokens
 
 
 def chi_square_p(counts: np.ndarray, probs: np.ndarray) -> float:
@@ -74,8 +86,8 @@ def test_neighbouring_seeds_are_unrelated() -> None:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.8])
 def test_tokens_are_drawn_from_the_softmax(temperature: float) -> None:
     logits = torch.tensor(LOGITS).expand(DRAWS, -1)
-    tokens = sample_tokens(logits, SEEDS, [1] * DRAWS, SamplingSettings(temperature))
-    counts = np.bincount(tokens.numpy(), minlength=len(LOGITS))
+    tokens = draw(logits, SEEDS, [1] * DRAWS, SamplingSettings(temperature))
+    counts = np.bincount(tokens, minlength=len(LOGITS))
     assert chi_square_p(counts, softmax(np.array(LOGITS) / temperature)) > 1e-4
     assert chi_square_p(counts, softmax(np.array(LOGITS) / (temperature * 1.15))) < 1e-4
 
@@ -92,16 +104,16 @@ def test_options_are_drawn_from_their_probabilities() -> None:
 
 def test_the_draw_of_an_option_says_nothing_of_the_first_token() -> None:
     chosen = np.array([choose_option([0.0, 0.0], seed, is_greedy=False)[0] for seed in SEEDS])
-    tokens = sample_tokens(torch.zeros(DRAWS, 2), SEEDS, [1] * DRAWS, SamplingSettings()).numpy()
+    tokens = draw(torch.zeros(DRAWS, 2), SEEDS, [1] * DRAWS, SamplingSettings())
     assert abs(np.corrcoef(chosen, tokens)[0, 1]) < 0.03
 
 
 def test_a_row_is_drawn_alike_whatever_stands_beside_it() -> None:
     logits = torch.randn(64, 500, generator=torch.Generator().manual_seed(3))
     chosen = SamplingSettings(0.9, top_k=40, top_p=0.9, min_p=0.01)
-    together = sample_tokens(logits, SEEDS[:64], range(64), chosen).tolist()
-    alone = [int(sample_tokens(logits[i : i + 1], SEEDS[i : i + 1], [i], chosen)) for i in range(64)]
-    turned = sample_tokens(logits.flip(0), SEEDS[:64][::-1], range(63, -1, -1), chosen).tolist()
+    together = draw(logits, SEEDS[:64], range(64), chosen)
+    alone = [draw(logits[i : i + 1], SEEDS[i : i + 1], [i], chosen)[0] for i in range(64)]
+    turned = draw(logits.flip(0), SEEDS[:64][::-1], range(63, -1, -1), chosen)
     assert together == alone == turned[::-1]
 
 
@@ -120,29 +132,123 @@ filters = st.builds(
 def test_a_filtered_token_is_never_drawn_and_every_other_can_be(row: list[float], chosen: SamplingSettings) -> None:
     expected = plain_filter(np.array(row), chosen)
     draws = 400
-    tokens = sample_tokens(torch.tensor(row).expand(draws, -1), SEEDS[:draws], [1] * draws, chosen)
-    shares = np.bincount(tokens.numpy(), minlength=len(row)) / draws
+    tokens = draw(torch.tensor(row).expand(draws, -1), SEEDS[:draws], [1] * draws, chosen)
+    shares = np.bincount(tokens, minlength=len(row)) / draws
     assert (shares[expected == 0] == 0).all()
     assert np.abs(shares - expected).max() < 0.13
 
 
-def test_of_tied_tokens_top_k_keeps_the_first_and_never_more_than_k() -> None:
-    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]).expand(1000, -1)
-    tokens = sample_tokens(logits, SEEDS[:1000], [1] * 1000, SamplingSettings(top_k=2))
-    assert set(tokens.tolist()) == {1, 2}
+@pytest.mark.parametrize("size", [5, 300])
+def test_of_tied_tokens_top_k_keeps_k_and_always_the_same(size: int) -> None:
+    logits = torch.zeros(1000, size)
+    logits[:, 1:4] = 2.0
+    logits[:, 4] = -1.0
+    tokens = draw(logits, SEEDS[:1000], [1] * 1000, SamplingSettings(top_k=2))
+    assert len(set(tokens)) == 2
+    assert set(tokens) < {1, 2, 3}
+    some = draw(logits[:7], SEEDS[:7], [1] * 7, SamplingSettings(top_k=2))
+    assert some == tokens[:7]
 
 
 @settings(deadline=None)
 @given(logit_rows)
 def test_temperature_zero_takes_the_likeliest(row: list[float]) -> None:
-    token = int(sample_tokens(torch.tensor([row]), [5], [1], SamplingSettings(0.0)))
-    assert row[token] == max(row)
-    assert int(sample_tokens(torch.tensor([row]), [5], [1], SamplingSettings(1e-3, top_k=1))) == row.index(max(row))
+    for chosen in (SamplingSettings(0.0), SamplingSettings(1e-6), SamplingSettings(1e-3, top_k=1)):
+        assert row[draw(torch.tensor([row]), [5], [1], chosen)[0]] == max(row)
+    assert draw(torch.tensor([row]), [5], [1], SamplingSettings(0.0))[0] == row.index(max(row))
 
 
 def test_an_end_of_the_distribution_without_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polypersona.decoding.sampling.uniform", lambda *_: 1.0)
     logits = torch.tensor([[0.1] * 7 + [-1e9] * 3])
-    assert int(sample_tokens(logits, [1], [1], SamplingSettings())) == 6
-    monkeypatch.setattr("polypersona.decoding.sampling.uniform", lambda *_: 0.0)
-    assert int(sample_tokens(logits.flip(-1), [1], [1], SamplingSettings())) == 3
+    monkeypatch.setattr(sampling, "uniforms", lambda *_: np.ones(1))
+    assert draw(logits, [1], [1], SamplingSettings()) == [6]
+    assert draw(logits.flip(-1), [1], [1], SamplingSettings()) == [9]
+    monkeypatch.setattr(sampling, "uniforms", lambda *_: np.zeros(1))
+    assert draw(logits.flip(-1), [1], [1], SamplingSettings()) == [3]
+    assert draw(logits, [1], [1], SamplingSettings()) == [0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**6)), min_size=1, max_size=20))
+def test_many_numbers_are_those_of_one_by_one(pairs: list[tuple[int, int]]) -> None:
+    seeds, steps = zip(*pairs, strict=True)
+    assert uniforms(seeds, steps).tolist() == [uniform(seed, step) for seed, step in pairs]
+
+
+@pytest.mark.parametrize("chosen", [
+    SamplingSettings(0.8, top_k=30), SamplingSettings(1.0, top_p=0.85), SamplingSettings(1.2, 60, 0.9, 0.01),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filtered_tokens_of_a_large_vocabulary_follow_the_renormalised_softmax(
+    chosen: SamplingSettings, dtype: torch.dtype
+) -> None:
+    row = (torch.randn(700, generator=torch.Generator().manual_seed(5)) * 2).to(dtype)
+    expected = plain_filter(row.double().numpy(), chosen)
+    if dtype == torch.bfloat16:  # of tied tokens any may be kept: compare values, not ids
+        _, values = np.unique(row.double().numpy(), return_inverse=True)
+    else:
+        values = np.arange(len(row))
+    tokens = np.array(draw(row.expand(DRAWS, -1), SEEDS, [1] * DRAWS, chosen))
+    counts, shares = (np.bincount(values, weights=part) for part in (np.bincount(tokens, minlength=700), expected))
+    possible = shares > 0
+    assert counts[~possible].sum() == 0
+    often = possible & (shares * DRAWS > 8)
+    pooled = [np.append(part[often], part[possible & ~often].sum()) for part in (counts, shares)]
+    kept = pooled[1] > 0
+    assert chi_square_p(pooled[0][kept], pooled[1][kept]) > 1e-4
+
+
+rows_of_logits = st.tuples(st.integers(1, 5), st.integers(2, 400), st.integers(0, 2**31), st.booleans())
+
+
+@settings(max_examples=150)
+@given(rows_of_logits, st.integers(1, 60))
+def test_the_largest_found_in_two_stages_are_those_of_torch(shape: tuple[int, int, int, bool], count: int) -> None:
+    rows, size, seed, is_tied = shape
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+    if is_tied:
+        logits = (logits * 2).round() / 2
+    count = min(count, size - 1)
+    values, ids = sampling._largest(logits, count)
+    assert values.sort(-1).values.tolist() == logits.topk(count).values.sort(-1).values.tolist()
+    assert logits.gather(-1, ids).tolist() == values.tolist()
+    assert all(len(set(row)) == count for row in ids.tolist())
+    if not is_tied:
+        assert ids.sort(-1).values.tolist() == logits.topk(count).indices.sort(-1).values.tolist()
+    for row in range(rows):  # a row's ties are settled alike whatever stands beside it
+        assert sampling._largest(logits[row : row + 1], count)[1][0].sort().values.tolist() == ids[row].sort().values.tolist()
+
+
+histories = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=20), min_size=1, max_size=4)
+
+
+@given(histories, st.sampled_from([0.7, 1.1, 2.0]), st.integers(0, 2**31))
+def test_the_repetition_penalty_is_that_of_transformers(history: list[list[int]], penalty: float, seed: int) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(len(history), 12, generator=torch.Generator().manual_seed(seed))
+    process = RepetitionPenaltyLogitsProcessor(penalty)
+    expected = torch.cat(
+        [process(torch.tensor([row]), logits[at : at + 1].clone()) for at, row in enumerate(history)]
+    )
+    assert torch.equal(sampling._penalised(logits, history, penalty), expected)
+    chosen = SamplingSettings(0.0, repetition_penalty=penalty)
+    steps = [1] * len(history)
+    assert draw(logits, steps, steps, chosen, history=history) == expected.argmax(-1).tolist()
+    assert TokenSampler(chosen).needs_history
+    assert not TokenSampler(SamplingSettings()).needs_history
+
+
+@pytest.mark.parametrize("chosen", [SamplingSettings(0.0), SamplingSettings(), SamplingSettings(0.7, top_k=5),
+                                    SamplingSettings(top_p=0.5, min_p=0.1)])  # fmt: skip
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_says_so_and_no_other(chosen: SamplingSettings, damage: float) -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(1))
+    whole, _ = TokenSampler(chosen).draw(logits, SEEDS[:6], [1] * 6)
+    logits[2, 7] = damage
+    logits[4] = damage
+    tokens, are_finite = TokenSampler(chosen).draw(logits, SEEDS[:6], [1] * 6)
+    assert are_finite == [True, True, False, True, False, True]
+    assert [tokens[row] for row in (0, 1, 3, 5)] == [whole[row] for row in (0, 1, 3, 5)]
+    logits = torch.randn(2, 300)
+    logits[:, ::2] = -torch.inf  # an impossible token is no damage
+    assert all(token % 2 for token in draw(logits, [1, 2], [1, 1], chosen))

@@ -73,6 +73,26 @@ def test_a_written_closed_answer_is_coded(server, body, disposition, code, ratio
     assert answer.option_probs is None
 
 
+@pytest.mark.parametrize(
+    ("text", "disposition", "code", "rationale"),
+    [
+        ("A", "complete", 3, ""),
+        ("A) Agree. She listens.", "complete", 3, "She listens."),
+        ("B", "complete", 1, ""),
+        ("Agree. She listens.", "complete", 3, "She listens."),
+        ("B) Agree.", "invalid", None, ""),  # letter and label name different options
+        ("D", "invalid", None, ""),
+    ],
+)
+def test_a_written_letter_is_read_by_the_order_shown(server, text, disposition, code, rationale):
+    server.default = Step(body=completion(text))
+    (answer,) = ask(settings_for(server, show_options="letters"), cells(1, CLOSED, (2, 0, 1)))
+    assert "A) Agree; B) Disagree; C) Neither" in server.bodies[0]["messages"][1]["content"]
+    assert (answer.disposition, answer.code, answer.rationale, answer.text) == (disposition, code, rationale, text)
+    server.default = Step(body=completion("A"))
+    assert ask(settings_for(server), cells(1, CLOSED, (2, 0, 1)))[0].disposition == "invalid"  # no letter was shown
+
+
 def test_an_open_answer_that_the_limit_cut_is_truncated(server):
     server.default = Step(body=completion("I think that", "length"))
     (answer,) = ask(settings_for(server), cells(1))
@@ -99,7 +119,7 @@ def test_letters_are_scored_renormalised_and_drawn_in_the_items_own_order(server
     counts = Counter(answer.code for answer in answers)
     assert set(counts) == {1, 3}
     assert counts[1] == pytest.approx(400 / 6, abs=4 * math.sqrt(400 * 5 / 36))
-    assert {answer.text for answer in answers} == {"Agree.", "Disagree."}
+    assert {answer.text for answer in answers} == {"A) Agree.", "B) Disagree."}
     again = ask(settings, cells(20, CLOSED, order))
     assert [answer.code for answer in again] == [answer.code for answer in answers[:20]]
 

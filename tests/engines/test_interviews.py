@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from packed_toys import END, ITEMS, LIKERT, LIMIT, OPEN, PERSONAS, SCALE, SHORT, YESNO, Plain, groups, said, settings
+from packed_toys import END, ITEMS, LIKERT, LIMIT, OPEN, PERSONAS, SHORT, YESNO, Plain, groups, said, settings
 from toy_models import CHATML, FAMILIES, make_toy_tokenizer
 
 from polypersona.answering import Task, answer_cells, build_cells, build_rows
-from polypersona.chatml import encode, render_answer, render_choice, render_prompt, shown_place
+from polypersona.chatml import encode, render_answer, render_choice, render_prompt
 from polypersona.decoding.plain import PlainTokenEngine
 from polypersona.decoding.sampling import SamplingSettings, choose_option
 from polypersona.engines.base import Answer, Cell, Group
@@ -26,7 +27,6 @@ from polypersona.records import Gate, Item, Persona, seed_from
 
 WORRY = Item("money.likert.01", "finance", "Money worries me.", "likert", ("Disagree", "Neutral", "Agree"))
 ASKED = (LIKERT, OPEN, YESNO, SHORT, WORRY)
-IDLE = lambda _: False  # noqa: E731
 
 
 def interview(model: Path, **changes: Any) -> PackedEngine:
@@ -140,9 +140,9 @@ class Copier:
         logits = torch.zeros(1, len(ids), 384)
         *_, question = turns = self.tokenizer.decode(ids).split("<|im_start|>assistant\n")
         said = [turn.split("<|im_end|>")[0] for turn in turns[1:-1]]
-        for choice in (choice for choice in self.choices if said and said[-1] == choice):
+        begin = len(ids) - len(encode(self.tokenizer, question))
+        for choice in [said[-1]] if said else self.choices:
             tokens = encode(self.tokenizer, choice)
-            begin = len(ids) - len(encode(self.tokenizer, question))
             for at in range(begin - 1, len(ids)):
                 place = at - begin + 1
                 if place < len(tokens) and ids[begin : at + 1] == tokens[:place]:
@@ -250,13 +250,14 @@ def test_an_interview_longer_than_the_context_ends_with_errors_that_say_so(livel
 
 def test_long_option_lists_at_the_end_of_the_context_have_room(lively_models: dict[str, Path]) -> None:
     wide = Item("w", "x", "Which?", "single", tuple(f"The option {n} of this list of long ones" for n in range(9)))
-    items = (*(replace(OPEN, item_id=f"o{n}") for n in range(3)), *(replace(wide, item_id=f"w{n}") for n in range(6)))
+    items = (*(replace(OPEN, item_id=f"o{n}") for n in range(3)), *(replace(wide, item_id=f"w{n}") for n in range(9)))
     plain = Plain(lively_models["llama"])
-    engine = interview(lively_models["llama"], max_new_tokens=4)
+    engine = interview(lively_models["llama"], max_new_tokens=4, show_options="none")
+    assert engine._cells.prompt([1], Cell("c", wide, 1)).num_kept_tokens > 150
     [own] = by_interview(engine.answer(groups(PERSONAS[1:2], items)), len(items))
     assert "complete" in {answer.disposition for answer in own}
     assert "error" in {answer.disposition for answer in own}
-    held = Conversation(plain, PERSONAS[1])
+    held = Conversation(plain, PERSONAS[1], "none")
     for item, answer in zip(items, own, strict=True):
         if answer.disposition == "error":
             continue
@@ -311,7 +312,7 @@ def test_a_model_that_cannot_be_packed_holds_the_same_interview(lively_models: d
 
 def test_an_interview_that_runs_out_of_memory_is_held_again_from_its_beginning(lively_models: dict[str, Path]) -> None:
     expected = interview(lively_models["llama"]).answer(groups())
-    for call in range(0, 30, 4):
+    for call in range(0, 18, 3):
         engine = interview(lively_models["llama"])
         decoder, calls = engine._tokens._decoder, iter(range(10**6))
         whole = decoder.logits
@@ -323,19 +324,22 @@ def test_an_interview_that_runs_out_of_memory_is_held_again_from_its_beginning(l
 
         decoder.logits = logits
         assert [*map(said, engine.answer(groups()))] == [*map(said, expected)]
-        assert engine._tokens.settings.slots == 32
+        assert engine._tokens.settings.slots == (32 if next(calls) > call else 64)
+
+
+# Qwen 3 with thinking off: the answer at the end stands behind an empty thought, which earlier answers lose.
+THINKS = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n\n</think>\n\n'").replace(
+    "message['content'] +",
+    "('<think>\n\n</think>\n\n' if loop.last and message['role'] == 'assistant' else '') + message['content'] +",
+)
 
 
 def test_a_template_that_changes_earlier_turns_is_refused_by_name(
     lively_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = tmp_path / "thinker"
     shutil.copytree(lively_models["llama"], folder)
-    make_toy_tokenizer(
-        CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n\n</think>\n\n'")
-    ).save_pretrained(folder)
+    make_toy_tokenizer(THINKS).save_pretrained(folder)
     PackedEngine(settings(folder))
     with pytest.raises(ModelError, match="cannot hold an interview") as refused:
         interview(folder)
@@ -347,7 +351,7 @@ def test_waves_and_draws_are_interviews_of_their_own(lively_models: dict[str, Pa
     population = Population(PERSONAS, ASKED)
     ledger = Ledger(3).extend(Box(3, population.item_keys, waves=2, draws=2))
     cells = build_cells(ledger.shard(0), ledger, population, task)
-    engine = interview(lively_models["llama"], temperature=1.0)
+    engine = interview(lively_models["llama"], temperature=5.0)
     answers = answer_cells(engine, cells, 2, is_interview=True)
     rows = build_rows(ledger.shard(0), cells, answers, task).committed
     assert len(rows) == 3 * len(ASKED) * 4
@@ -362,15 +366,9 @@ def test_waves_and_draws_are_interviews_of_their_own(lively_models: dict[str, Pa
             lengths = [row.prompt_tokens for row in own]
             assert lengths == sorted(lengths)
             assert max(lengths) < 512
-        assert len({tuple(row.code for row in own) for own in held.values()}) > 1
+        assert len({tuple(row.text for row in own) for own in held.values()}) > 1
         assert len({own[0].options_as_shown for own in held.values()}) > 1
-    for row in rows:
-        if row.option_probs:
-            place = (
-                shown_place(LIKERT.codes.index(row.code), row.options_as_shown) if row.item_id == LIKERT.item_id else 0
-            )
-            assert 0 <= place < len(SCALE)
-            assert row.text == render_answer(row.label)
+    assert all(row.text == render_answer(row.label) for row in rows if row.option_probs)
 
 
 def test_an_interview_with_an_error_is_held_again_as_a_whole(lively_models: dict[str, Path]) -> None:

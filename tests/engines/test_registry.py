@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,11 @@ from polypersona.engines.base import EngineSettings
 from polypersona.engines.registry import ENGINES, load_engine
 from polypersona.engines.settings import ENGINE_VERSIONS
 from polypersona.errors import EngineError, ModelError
+from polypersona.recipe import GenerateRecipe
+
+
+def test_the_engines_are_those_the_recipe_may_name() -> None:
+    assert get_args(GenerateRecipe.model_fields["engine"].annotation) == ENGINES
 
 
 @pytest.mark.parametrize("name", ["rules", "fake"])

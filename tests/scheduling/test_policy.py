@@ -69,8 +69,19 @@ def test_every_gpu_gets_an_actor():
 
 def test_memory_limits_the_actors():
     plan = build_plan(recipe(), Inventory((Node(16, 16 * GIB),)), 1000, weight_bytes=3 * GIB).generate
-    assert plan.actors.value == 3
-    assert "memory" in plan.actors.reason
+    assert plan.actors.value == 2
+    assert "memory: an actor needs 6.0 GiB" in plan.actors.reason
+
+
+@pytest.mark.parametrize(("weights", "cache"), [(4_000_000, GIB // 4), (GIB // 4, GIB // 2), (3 * GIB, GIB), (None, GIB)])
+def test_keys_and_values_of_an_actor_on_a_cpu_are_bounded_by_its_model(weights, cache):
+    plan = build_plan(recipe(), Inventory((Node(2, 64 * GIB),)), 1000, weight_bytes=weights).generate
+    assert plan.cache_bytes.value == cache
+
+
+def test_keys_and_values_on_a_gpu_get_a_share_of_the_smallest():
+    smallest = min(gpu.memory_bytes for gpu in MIXED.gpus)
+    assert build_plan(recipe(), MIXED, 1000).generate.cache_bytes.value == smallest // 4
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_shortest_resource():
