@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal, Protocol
 
@@ -57,6 +58,7 @@ class ChatTokenizer(Protocol):
         """Tokenise a text."""
 
 
+@lru_cache(maxsize=1 << 16)
 def clean_text(text: str) -> str:
     """Return the text on one line, with nothing a chat template could read as a role or control token."""
     return _without_markup(_SPACE.sub(" ", _CONTROL.sub(" ", text)).strip())

@@ -31,7 +31,7 @@ from polypersona.population import Population, item_hashes, load_population, pan
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scheduling.policy import GeneratePlan, plan_generation
+from polypersona.scheduling.policy import GeneratePlan, freeze_plan, plan_generation
 from polypersona.shard_actor import Job, ShardActor, library_versions
 from polypersona.shardfile import read_shard
 from polypersona.storage import RunDirectory, load_run, update_run
@@ -92,7 +92,7 @@ def _start(
     frozen, plan = stored.get("frozen", {}), stored.get("plan", {})
     if is_first:
         decided = plan_generation(recipe, start_ray(recipe.cluster.limits), weight_bytes=weights.model_bytes)
-        frozen, plan = _freeze(recipe, decided), {**plan, "generate": asdict(decided)}
+        frozen, plan = freeze_plan(recipe, decided), {**plan, "generate": asdict(decided)}
     parts = content_parts(recipe, frozen, weights, population)
     if is_first:
         panel = panel_digests(population.personas, [len(population.personas)])[len(population.personas)]
@@ -114,18 +114,6 @@ def _start(
         "versions": library_versions(),
     }
     return Start(frozen, fingerprint, ledger, record)
-
-
-def _freeze(recipe: Recipe, plan: GeneratePlan) -> dict[str, Any]:
-    return {
-        "engine": recipe.generate.engine,
-        "dtype": plan.dtype.value,
-        "quantization": plan.quantization.value,
-        "slots": plan.slots.value,
-        "cache_bytes": plan.cache_bytes.value,
-        "threads": plan.threads.value,
-        "shard_personas": recipe.generate.shard_personas,
-    }
 
 
 def _refuse_smaller(ledger: Ledger, pending: list[int], population: Population, directory: RunDirectory) -> None:

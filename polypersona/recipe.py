@@ -201,9 +201,11 @@ class ClusterRecipe(Section):
 
     @field_validator("prices")
     @classmethod
-    def _has_no_prices(cls, prices: dict[str, float]) -> dict[str, float]:
-        if prices:
-            raise ValueError("prices are not part of this version, which plans no cost; leave the key out")
+    def _prices_what_is_counted(cls, prices: dict[str, float]) -> dict[str, float]:
+        if other := sorted(set(prices) - {"CPU", "GPU"}):
+            raise ValueError(f"{other[0]!r} cannot be priced, only 'CPU' and 'GPU' can, per hour")
+        if any(not 0 <= price < float("inf") for price in prices.values()):
+            raise ValueError("a price per hour is a number from 0")
         return prices
 
 

@@ -24,8 +24,8 @@ LAYERS = (
     ("examples", "routing"),
     ("population", "records_loader", "references", "teacher", "training"),
     ("answering", "content", "scoring"),
-    ("shard_actor",),
-    ("dataset", "finetune", "generate", "evaluate"),
+    ("measurement", "shard_actor"),
+    ("benchmark", "dataset", "finetune", "generate", "evaluate"),
     ("report",),
     ("cli",),
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 
 # Importing these reaches Ray or torch by design; everything else must stay light, through any chain of imports.
 HEAVY_IMPORTS = {
-    "ray": {"generate", "finetune", "evaluate", "scheduling.inventory", "cli.plan"},
+    "ray": {"generate", "finetune", "evaluate", "scheduling.inventory", "benchmark", "cli.plan"},
     "torch": {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",

@@ -192,7 +192,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(data, key, near):
         ({"instrument": {"response_types": ["likrt"]}}, "Did you mean 'likert'?"),
         ({"cluster": {"limits": {"CPU": "two"}}}, "cluster.limits.CPU: input should be a valid number"),
         ({"cluster": {"limits": {"cpus": 2}}}, "cluster.limits: 'cpus' cannot be limited, only 'CPU' and 'GPU' can"),
-        ({"cluster": {"prices": {"GPU": 2.5}}}, "cluster.prices: prices are not part of this version"),
+        ({"cluster": {"prices": {"TPU": 2.5}}}, "cluster.prices: 'TPU' cannot be priced, only 'CPU' and 'GPU' can"),
+        ({"cluster": {"prices": {"GPU": -1}}}, "cluster.prices: a price per hour is a number from 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_its_key(data, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -62,7 +62,9 @@ def make_decoder(model: Any, name: str) -> Any:
 
 def token_engine(model: Any, name: str = "native", sampling: SamplingSettings = GREEDY, **sizes: Any) -> TokenEngine:
     """An engine with few slots and small chunks, so that slots are filled again and again."""
-    return TokenEngine(make_decoder(model, name), sampling, ENDS, BatchSettings(**{"slots": 5, "chunk_tokens": 96} | sizes))
+    return TokenEngine(
+        make_decoder(model, name), sampling, ENDS, BatchSettings(**{"slots": 5, "chunk_tokens": 96} | sizes)
+    )
 
 
 def make_prompt(random: Random, shared: Sequence[int], *, limit: int = 8) -> Prompt:
@@ -163,9 +165,7 @@ class Forwards:
             for at, log_probs in zip(left, self.log_probs(rows, [len(row) - 1 for row in rows]), strict=True):
                 found[at].tokens.append(int(log_probs[0].argmax()))
             left = [
-                at
-                for at in left
-                if found[at].tokens[-1] != END and len(found[at].tokens) < prompts[at].max_new_tokens
+                at for at in left if found[at].tokens[-1] != END and len(found[at].tokens) < prompts[at].max_new_tokens
             ]
 
 
@@ -187,6 +187,3 @@ def farthest(found: Sequence[Written], expected: Sequence[Any]) -> float:
 
 def outcomes(found: Sequence[Any]) -> list[tuple[int | None, list[int]]]:
     return [(one.choice, one.tokens) for one in found]
-
-
-Follow = Callable[[Written], Prompt | None]

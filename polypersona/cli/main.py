@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("polypersona.cli.stages:evaluate_command", "Score the responses beside their floors."),
     "report": ("polypersona.cli.stages:report_command", "Write the HTML report."),
     "plan": ("polypersona.cli.stages:plan_command", "Say what would run where; start nothing."),
+    "bench": ("polypersona.cli.bench:bench_command", "Measure how fast this machine answers a recipe, for plan."),
     "verify": ("polypersona.cli.runs:verify_command", "Prove that each assignment is there exactly once."),
     "status": ("polypersona.cli.runs:status_command", "Show how far a run is."),
     "bank": ("polypersona.cli.bank:bank", "Check, list and show the questionbank."),

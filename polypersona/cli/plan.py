@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polypersona.engines.settings import base_bytes, refuse_unsupported
-from polypersona.ledger import Box, Ledger
-from polypersona.population import load_population
+from polypersona.benchmark import as_it_is_now, frozen_values, workload_parts
+from polypersona.content import extend_ledger
+from polypersona.engines.settings import base_bytes, locate_weights, refuse_unsupported
+from polypersona.errors import ModelError, StorageError
+from polypersona.ledger import Ledger, committed_shards, ledger_from
+from polypersona.population import Population, load_population
+from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
+from polypersona.scheduling.calibration import Calibration, key_of, load_calibrations
+from polypersona.scheduling.estimate import Estimate, devices_of, estimate_generation
 from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.policy import GIB, Inventory, Plan, build_plan, limit_inventory
-from polypersona.storage import RunDirectory
+from polypersona.storage import RunDirectory, load_run
 
 
-def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> tuple[Plan, dict[str, Any]]:
-    """Return the plan and the work it is for; starts nothing.
+def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> tuple[Plan, dict[str, Any], Estimate]:
+    """Return the plan, the work it is for, and what that is expected to take; starts nothing.
 
     Raises:
         InfeasiblePlanError: nothing fits the inventory.
@@ -24,30 +31,78 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> tuple[Plan,
     refuse_unsupported(recipe)
     limits = recipe.cluster.limits
     inventory = limit_inventory(load_inventory(inventory_path), limits) if inventory_path else read_inventory(limits)
-    work = measure_work(recipe)
-    return build_plan(recipe, inventory, work.get("shards"), base_bytes(recipe)), work
-
-
-def measure_work(recipe: Recipe) -> dict[str, Any]:
-    """Return how much there is to answer; only that it is not known where the test split is not there yet."""
     run = RunDirectory.at(recipe.location)
+    population = _load_population(recipe, run)
+    work = _measure_work(recipe, run, population)
+    plan = build_plan(recipe, inventory, work.get("shards_left") or work.get("shards"), base_bytes(recipe))
+    return plan, work, _estimate(recipe, run, plan, population, work)
+
+
+def _load_population(recipe: Recipe, run: RunDirectory) -> Population | None:
+    """Return who is asked what; None where the test split is not there yet."""
     if recipe.generate.on == "test" and not run.exists("dataset/test.jsonl"):
-        return {"on": "test"}
-    population, generate = load_population(recipe, run), recipe.generate
-    box = Box(len(population.personas), population.item_keys, generate.waves, generate.draws)
-    ledger = Ledger(generate.shard_personas).extend(box, asked=population.asked)
+        return None
+    return load_population(recipe, run)
+
+
+def _measure_work(recipe: Recipe, run: RunDirectory, population: Population | None) -> dict[str, Any]:
+    """Return how much there is to answer, and how much of it is not committed."""
+    generate = recipe.generate
+    if population is None:
+        return {"on": generate.on}
+    stored = load_run(run)
+    committed = committed_shards(run, stored.get("fingerprint", "none yet"))
+    begun = ledger_from(stored["ledger"]) if committed else Ledger(generate.shard_personas)
+    ledger = extend_ledger(begun, recipe, population)
+    left = [number for number in range(ledger.num_shards) if number not in committed]
+    asked = population.asked
+    num_left = sum(ledger.num_shard_cells(number, asked) for number in left) if committed else ledger.num_cells
     return {
         "on": generate.on,
-        "personas": box.personas,
-        "items": len(box.items),
-        "waves": box.waves,
-        "draws": box.draws,
+        "personas": len(population.personas),
+        "items": len(population.items),
+        "waves": generate.waves,
+        "draws": generate.draws,
         "cells": ledger.num_cells,
         "shards": ledger.num_shards,
+        "cells_left": num_left,
+        "shards_left": len(left),
     }
 
 
-def render_plan(plan: Plan, work: dict[str, Any]) -> str:
+def _estimate(
+    recipe: Recipe, run: RunDirectory, plan: Plan, population: Population | None, work: dict[str, Any]
+) -> Estimate:
+    """Return what the work is expected to take, from what was measured for exactly this."""
+    engine = recipe.generate.engine
+    if engine == "endpoint":
+        return Estimate("the server of generate.endpoint decides")
+    if population is None:
+        return Estimate("the dataset stage makes the test split first")
+    devices = devices_of(engine, plan.generate, plan.inventory)
+    try:
+        measured = _find_measured(recipe, run, plan, population, devices)
+    except (StorageError, ModelError) as error:
+        return Estimate(str(error))
+    prices = recipe.cluster.prices
+    return estimate_generation(plan.generate, plan.inventory, devices, measured, work["cells_left"], prices)
+
+
+def _find_measured(
+    recipe: Recipe, run: RunDirectory, plan: Plan, population: Population, devices: Sequence[str]
+) -> dict[str, Calibration]:
+    """Return the records that hold for this recipe, by kind of hardware."""
+    records = load_calibrations()
+    kinds = {record.hardware for record in records.values()} & set(devices)
+    if not kinds:  # then no model need be read to be identified
+        return {}
+    recipe, _ = as_it_is_now(recipe, run)
+    weights, frozen = locate_weights(recipe, run), frozen_values(recipe, plan.generate, run)
+    keys = {kind: key_of(workload_parts(recipe, frozen, weights, population, kind)) for kind in kinds}
+    return {kind: records[key] for kind, key in keys.items() if key in records}
+
+
+def render_plan(plan: Plan, work: dict[str, Any], estimate: Estimate) -> str:
     """Return the plan as a table for a terminal or a log."""
     from rich.console import Console
     from rich.table import Table
@@ -55,7 +110,7 @@ def render_plan(plan: Plan, work: dict[str, Any]) -> str:
     table = Table(title="Plan", title_justify="left", box=None, pad_edge=False)
     for column in ("what", "value", "why"):
         table.add_column(column, overflow="fold")
-    for row in _rows(plan, work):
+    for row in (*_rows(plan, work), *_estimate_rows(plan, work, estimate)):
         table.add_row(*row)
     console = Console(file=io.StringIO(), width=110, highlight=False)
     console.print(table)
@@ -81,6 +136,22 @@ def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("key-value cache", _in_gib(generate.cache_bytes.value), generate.cache_bytes.reason),
         ("threads an actor", str(generate.threads.value), generate.threads.reason),
     ]
+
+
+def _estimate_rows(plan: Plan, work: dict[str, Any], estimate: Estimate) -> list[tuple[str, str, str]]:
+    """Return what generation is expected to take; nothing is said of what was not measured."""
+    if estimate.rows_per_s is None or estimate.hours is None:
+        return [("rows a second, hours", "not known", estimate.reason)]
+    left = f"for {work['cells_left']:,} cells still to answer"
+    reused = "" if estimate.reused_share is None else f", {100 * estimate.reused_share:.0f} % of them reused"
+    taken = render_seconds(3600 * estimate.hours)
+    rows = [
+        ("rows a second", f"{estimate.rows_per_s:,.1f}", f"{plan.generate.actors.value} actors; {estimate.reason}"),
+        ("prompt tokens", f"{estimate.prompt_tokens:,}", f"{left}{reused}"),
+        ("new tokens", f"{estimate.new_tokens:,}", left),
+        ("hours", f"{estimate.hours:.3g}", f"{left}, {taken} with {estimate.start_up_s:.0f} s of start-up"),
+    ]
+    return rows + ([("cost", f"{estimate.cost:.4g}", estimate.cost_reason)] if estimate.cost is not None else [])
 
 
 def _in_gib(size: int) -> str:

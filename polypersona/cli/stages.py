@@ -172,8 +172,9 @@ def _one_line(stage: str, result: dict[str, Any]) -> str:
 def _echo_plan(recipe: Recipe, inventory_path: Path | None, *, as_json: bool) -> None:
     from polypersona.cli.plan import make_plan, render_plan
 
-    plan, work = make_plan(recipe, inventory_path)
+    plan, work, estimate = make_plan(recipe, inventory_path)
     if as_json:
-        click.echo(json.dumps({"work": work, **plan.as_json()}, indent=2, ensure_ascii=False))
+        shown = {"work": work, "estimate": estimate.as_json(), **plan.as_json()}
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        click.echo(render_plan(plan, work))
+        click.echo(render_plan(plan, work, estimate))

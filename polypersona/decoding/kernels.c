@@ -360,28 +360,28 @@ static float select_largest(float *values, int count, int rank) {
 }
 
 /* A bound that at least `count` of `size` numbers reach: the count-th largest of the maxima of slices. NAN where a
- * number is not finite. */
+ * number is none or infinite; minus infinity is allowed, it marks what is impossible. */
 static float bound(const num *row, int size, int count, float *maxima) {
     int depth = 1;
     while ((depth + 1) * (depth + 1) * count <= size) depth++;
     int width = size / depth / LANES * LANES;
     if (depth < 2 || width < count) return -INFINITY;
-    vec broken = spread(0);
+    ivec sound = spread(0) < INFINITY;
     for (int at = 0; at < width; at += LANES) {
         vec high = load(row + at);
-        broken += high * 0.0f;
+        sound &= high < INFINITY;
         for (int slice = 1; slice < depth; slice++) {
             vec part = load(row + (size_t)slice * width + at);
             ivec above = part > high;
             high = (vec)(((ivec)part & above) | ((ivec)high & ~above));
-            broken += part * 0.0f;
+            sound &= part < INFINITY;
         }
         *(vec *)(maxima + at) = high;
     }
     for (int at = depth * width; at < size; at++)
-        if (get(row[at]) - get(row[at]) != 0) return NAN;
+        if (!(get(row[at]) < INFINITY)) return NAN;
     for (int i = 0; i < LANES; i++)
-        if (broken[i] != 0) return NAN;
+        if (!sound[i]) return NAN;
     return select_largest(maxima, width, count - 1);
 }
 
@@ -430,7 +430,7 @@ void draw(const num *logits, int64_t stride, int rows, int size, int top_k, doub
         }
         for (; id < size; id++) {
             float value = get(row[id]);
-            is_finite &= value - value == 0;
+            is_finite &= value < INFINITY;
             if (value >= floor) {
                 found[count] = value;
                 choices[count++].id = id;
@@ -447,6 +447,7 @@ void draw(const num *logits, int64_t stride, int rows, int size, int top_k, doub
             choices[kept++].id = choices[i].id;
             most = found[i] > most ? found[i] : most;
         }
+        if (most == -INFINITY) continue;
         double total = 0, highest = 0;
         for (int i = 0; i < kept; i++) total += choices[i].probability = exp(((double)found[i] - most) / temperature);
         if (top_p < 1) keep_share(choices, kept, top_p, order);

@@ -123,7 +123,7 @@ def _only_largest(logits: torch.Tensor, count: int) -> torch.Tensor:
     least = logits.topk(count, -1).values[:, -1:]
     is_above, is_tied = logits > least, logits == least
     num_tied = count - is_above.sum(-1, keepdim=True)
-    is_kept = is_above | (is_tied & (is_tied.cumsum(-1) <= num_tied))
+    is_kept = is_above | (is_tied & (is_tied.cumsum(-1) <= num_tied)) | logits.isnan()  # which shall be noticed
     return logits.masked_fill(~is_kept, float("-inf"))
 
 

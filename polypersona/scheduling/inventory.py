@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from polypersona.errors import InfeasiblePlanError, RecipeError
+from polypersona.records import digest
 from polypersona.scheduling.policy import Gpu, Inventory, Node, limit_inventory
 
 PROBE_TIMEOUT_S = 120.0
@@ -83,7 +85,7 @@ def local_inventory() -> Inventory:
 
 
 def load_inventory(path: Path) -> Inventory:
-    """Read an inventory file: `{"nodes": [{"cpus", "memory_bytes", "gpus": […], "has_cpu_bf16"}]}`.
+    """Read an inventory file: `{"nodes": [{"cpus", "memory_bytes", "gpus": […], "has_cpu_bf16", "processor"}]}`.
 
     Raises:
         RecipeError: the file cannot be read, or is no inventory.
@@ -99,6 +101,7 @@ def load_inventory(path: Path) -> Inventory:
                     for gpu in node.get("gpus", [])
                 ),
                 bool(node.get("has_cpu_bf16", False)),
+                str(node.get("processor", "")),
             )
             for node in content["nodes"]
         )
@@ -198,21 +201,34 @@ def _is_running_here() -> bool:
 
 def _cluster_node(resources: Mapping[str, float], facts: Node) -> Node:
     gpus = facts.gpus[: int(resources.get("GPU", 0))]
-    return Node(float(resources.get("CPU", 0)), int(resources.get("memory", 0)), gpus, facts.has_cpu_bf16)
+    memory = int(resources.get("memory", 0))
+    return Node(float(resources.get("CPU", 0)), memory, gpus, facts.has_cpu_bf16, facts.processor)
 
 
 def _probe() -> Node:
     """Return the facts of the machine this runs on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Node(float(len(os.sched_getaffinity(0))), memory, _read_gpus(), _has_cpu_bf16())
+    facts = _processor_facts()
+    flags = facts.get("flags", "").split()
+    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+    return Node(float(len(os.sched_getaffinity(0))), memory, _read_gpus(), has_bf16, _processor(facts))
 
 
-def _has_cpu_bf16() -> bool:
+def _processor(facts: Mapping[str, str]) -> str:
+    """Return the kind of CPU: its name and a digest of its instructions, which a virtual machine may hide a part of."""
+    name = facts.get("model name") or " ".join(facts.get(f"CPU {part}", "") for part in ("implementer", "part")).strip()
+    flags = facts.get("flags") or facts.get("Features") or ""
+    name = name or platform.processor() or platform.machine()
+    return f"{name} ({digest(*sorted(flags.split()), size=4)})" if flags else name
+
+
+def _processor_facts() -> dict[str, str]:
+    """Return what the system says of the first CPU."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def _read_gpus() -> tuple[Gpu, ...]:

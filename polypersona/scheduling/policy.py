@@ -7,7 +7,7 @@ slots, threads) are frozen in run.json at the run's first start; the others may 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from polypersona.errors import InfeasiblePlanError
@@ -41,12 +41,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine, in what a run may use of it."""
+    """One machine, in what a run may use of it. `processor` names the kind of CPU; empty where it is not known."""
 
     cpus: float
     memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
     has_cpu_bf16: bool = False
+    processor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def limit_inventory(inventory: Inventory, limits: Mapping[str, float]) -> Invent
         cpus_left -= cpus
         gpus_left -= len(gpus)
         if cpus > 0 or gpus:
-            nodes.append(Node(cpus, node.memory_bytes, gpus, node.has_cpu_bf16))
+            nodes.append(replace(node, cpus=cpus, gpus=gpus))
     return Inventory(tuple(nodes), inventory.source)
 
 
@@ -193,6 +194,19 @@ def plan_generation(
         cache_bytes=choose_cache(recipe, inventory, weight_bytes),
         threads=choose_threads(recipe),
     )
+
+
+def freeze_plan(recipe: Recipe, plan: GeneratePlan) -> dict[str, Any]:
+    """Return the values that decide content, as a run's first start freezes them in run.json."""
+    return {
+        "engine": recipe.generate.engine,
+        "dtype": plan.dtype.value,
+        "quantization": plan.quantization.value,
+        "slots": plan.slots.value,
+        "cache_bytes": plan.cache_bytes.value,
+        "threads": plan.threads.value,
+        "shard_personas": recipe.generate.shard_personas,
+    }
 
 
 def choose_dtype(recipe: Recipe, inventory: Inventory) -> Decision[str]:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 TRIES = 7
@@ -33,8 +34,8 @@ def measure() -> dict[str, float]:
     torch.set_num_threads(1)
     found = {}
     for name, dtype in (("gflops_bf16", torch.bfloat16), ("gflops_fp32", torch.float32)):
-        left, right = torch.ones(SIDE, SIDE, dtype=dtype), torch.ones(SIDE, SIDE, dtype=dtype)
-        found[name] = 2 * SIDE**3 / best_cpu_s(lambda a=left, b=right: torch.nn.functional.linear(a, b)) / 1e9
+        square = torch.ones(SIDE, SIDE, dtype=dtype)
+        found[name] = 2 * SIDE**3 / best_cpu_s(partial(torch.nn.functional.linear, square, square)) / 1e9
     array = torch.ones(ARRAY_BYTES // 4)
     found["gbytes_per_s"] = ARRAY_BYTES / best_cpu_s(array.sum) / 1e9
     return found

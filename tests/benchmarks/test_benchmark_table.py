@@ -2,6 +2,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_worker_whose_engine_cannot_be_built_says_why_in_one_line(tmp_path):
     (tmp_path / "workload.json").write_text("[]", encoding="utf-8")
     core = max(os.sched_getaffinity(0))
     settings = {"core": core, "workload": str(tmp_path / "workload.json"), "personas": 1, "folder": "x", "dtype": "y"}
-    worker = Worker.start(sys.executable, "no_such_peer", settings, tmp_path / "log.txt")
+    worker = Worker.start(Path(sys.executable), "no_such_peer", settings, tmp_path / "log.txt")
     try:
         with pytest.raises(PeerError, match="no_such_peer"):
             worker.ask(60, do="prepare")

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import phrases
 
@@ -21,7 +22,7 @@ ITEMS_PER_PERSONA = 20  # one of the 21 is left out: a closed one for every othe
 CLOSED_LENGTHS = (8, 15)  # tokens of a closed answer that is written, inclusive
 OPEN_LENGTHS = (30, 64)
 LETTERS = "ABCDE"
-SAMPLING = {"top_k": 50, "top_p": 0.95, "temperature": 0.8}
+SAMPLING: dict[str, Any] = {"top_k": 50, "top_p": 0.95, "temperature": 0.8}
 
 Encode = Callable[[str], list[int]]
 

@@ -41,6 +41,11 @@ from polypersona.errors import EngineError, ModelError
 
 SAMPLED = SamplingSettings(0.9, top_k=40, top_p=0.95)
 PENALISED = SamplingSettings(0.9, repetition_penalty=1.3)
+SIZES = [
+    {"slots": 16, "chunk_tokens": 512, "refill": 0.25},
+    {"slots": 3, "chunk_tokens": 64, "refill": 0.01},
+    {"slots": 64, "chunk_tokens": 1024, "refill": 1.0},
+]
 FEW = [case for case in CASES if case[0] not in ("mistral", "qwen2")]
 
 
@@ -49,12 +54,9 @@ def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
     return lively_model(family, dtype=dtype)
 
 
-@pytest.mark.parametrize("sampling", [SamplingSettings(0.0), SAMPLED])
-def test_slots_and_chunks_change_no_answer(sampling: SamplingSettings) -> None:
-    groups = make_groups(2000, seed=1)
-    model = model_of("llama")
-    sizes = [{"slots": 16, "chunk_tokens": 512}, {"slots": 3, "chunk_tokens": 64}, {"slots": 64, "chunk_tokens": 1024}]
-    first, *others = [run_flat(token_engine(model, "native", sampling, **size), groups) for size in sizes]
+def test_slots_and_chunks_change_no_answer() -> None:
+    groups, model = make_groups(2000, seed=1), model_of("llama")
+    first, *others = [run_flat(token_engine(model, "native", SAMPLED, **sizes), groups) for sizes in SIZES]
     for other in others:
         differ = sum(a != b for a, b in zip(outcomes(first), outcomes(other), strict=True))
         assert differ <= 2
@@ -63,16 +65,15 @@ def test_slots_and_chunks_change_no_answer(sampling: SamplingSettings) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampling", [SamplingSettings(0.0), SAMPLED])
 @pytest.mark.parametrize(("family", "decoder"), CASES)
-@pytest.mark.parametrize("refill", [0.01, 0.25, 1.0])
-def test_slots_chunks_and_refill_change_no_answer_of_any_decoder(family: str, decoder: str, refill: float) -> None:
-    groups = make_groups(2000, seed=2)
-    found = [
-        run_flat(token_engine(model_of(family), decoder, SAMPLED, slots=slots, chunk_tokens=chunk, refill=refill), groups)
-        for slots, chunk in ((16, 512), (3, 64), (64, 1024))
-    ]
-    for other in found[1:]:
-        assert sum(a != b for a, b in zip(outcomes(found[0]), outcomes(other), strict=True)) <= 2
+def test_slots_chunks_and_refill_change_no_answer_of_any_decoder(
+    family: str, decoder: str, sampling: SamplingSettings
+) -> None:
+    groups, model = make_groups(2000, seed=2), model_of(family)
+    first, *others = [run_flat(token_engine(model, decoder, sampling, **sizes), groups) for sizes in SIZES]
+    for other in others:
+        assert sum(a != b for a, b in zip(outcomes(first), outcomes(other), strict=True)) <= 2
 
 
 @pytest.mark.parametrize(("family", "decoder"), FEW)

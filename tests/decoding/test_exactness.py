@@ -128,7 +128,9 @@ def test_in_bf16_option_probabilities_are_near_the_exact_ones(family: str, decod
     found = run_flat(token_engine(model, decoder, slots=16), [group_of(prompts)])
     shares = [probabilities(one.log_probs) for one in found]
     differences = [(share - probabilities(one.log_probs)).abs().max() for share, one in zip(shares, exact, strict=True)]
-    limits = [(probabilities(a.log_probs) - probabilities(b.log_probs)).abs().max() for a, b in zip(own, exact, strict=True)]
+    limits = [
+        (probabilities(a.log_probs) - probabilities(b.log_probs)).abs().max() for a, b in zip(own, exact, strict=True)
+    ]
     assert float(max(differences)) < 2e-2
     assert float(torch.stack(differences).mean()) < 1.5 * float(torch.stack(limits).mean())
     assert max(float(share.max()) for share in shares) > 0.4

@@ -209,7 +209,9 @@ def test_rotation_equals_that_of_transformers_and_is_what_is_kept(dtype: torch.d
     attention = NativeAttention.of_segments(cache, [kept(0, 5, count, 1)])
     Kernels(library, heads, key_heads, size).turn_and_store(packed, attention, 0, angles.cos(), angles.sin())
     turned = packed.view(count, -1, size).transpose(0, 1).double()
-    assert torch.allclose(turned[: heads + key_heads], torch.cat([queries, keys], 1)[0], atol=TOLERANCE[dtype], rtol=1e-2)
+    assert torch.allclose(
+        turned[: heads + key_heads], torch.cat([queries, keys], 1)[0], atol=TOLERANCE[dtype], rtol=1e-2
+    )
     assert torch.equal(turned[heads + key_heads :], values)
     # Every number is kept once, wherever the layout puts it, and nothing falls into the other slot.
     for part, rows in ((cache.keys, turned[heads : heads + key_heads]), (cache.values, values)):

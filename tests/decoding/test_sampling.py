@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,12 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypersona.decoding import sampling
+from polypersona.decoding.native import load_kernels
 from polypersona.decoding.sampling import SamplingSettings, TokenSampler, choose_option, uniform, uniforms
 from polypersona.records import seed_from
 
 DRAWS = 20_000
 LOGITS = (1.0, -0.5, 2.0, 0.0, 0.5, -2.0, 1.5, -1.0)
 SEEDS = [seed_from("sampling", number) for number in range(DRAWS)]
+
+
+needs_compiler = pytest.mark.skipif(load_kernels(torch.float32) is None, reason="there is no C compiler")
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the compiled sampler and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(sampling, "load_kernels", lambda _: None)
 
 
 def draw(
@@ -139,15 +152,14 @@ def test_a_filtered_token_is_never_drawn_and_every_other_can_be(row: list[float]
 
 
 @pytest.mark.parametrize("size", [5, 300])
-def test_of_tied_tokens_top_k_keeps_k_and_always_the_same(size: int) -> None:
-    logits = torch.zeros(1000, size)
+@pytest.mark.usefixtures("way")
+def test_of_tied_tokens_top_k_keeps_the_first_and_never_more_than_k(size: int) -> None:
+    logits = torch.full((1000, size), -1.0)
     logits[:, 1:4] = 2.0
-    logits[:, 4] = -1.0
     tokens = draw(logits, SEEDS[:1000], [1] * 1000, SamplingSettings(top_k=2))
-    assert len(set(tokens)) == 2
-    assert set(tokens) < {1, 2, 3}
-    some = draw(logits[:7], SEEDS[:7], [1] * 7, SamplingSettings(top_k=2))
-    assert some == tokens[:7]
+    assert set(tokens) == {1, 2}
+    one = draw(logits, SEEDS[:1000], [1] * 1000, SamplingSettings(top_p=0.3))
+    assert set(one) == ({1} if size == 5 else {1, 2, 3, *one})
 
 
 @settings(deadline=None)
@@ -178,17 +190,13 @@ def test_many_numbers_are_those_of_one_by_one(pairs: list[tuple[int, int]]) -> N
     SamplingSettings(0.8, top_k=30), SamplingSettings(1.0, top_p=0.85), SamplingSettings(1.2, 60, 0.9, 0.01),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("way")
 def test_filtered_tokens_of_a_large_vocabulary_follow_the_renormalised_softmax(
     chosen: SamplingSettings, dtype: torch.dtype
 ) -> None:
     row = (torch.randn(700, generator=torch.Generator().manual_seed(5)) * 2).to(dtype)
-    expected = plain_filter(row.double().numpy(), chosen)
-    if dtype == torch.bfloat16:  # of tied tokens any may be kept: compare values, not ids
-        _, values = np.unique(row.double().numpy(), return_inverse=True)
-    else:
-        values = np.arange(len(row))
-    tokens = np.array(draw(row.expand(DRAWS, -1), SEEDS, [1] * DRAWS, chosen))
-    counts, shares = (np.bincount(values, weights=part) for part in (np.bincount(tokens, minlength=700), expected))
+    shares = plain_filter(row.double().numpy(), chosen)
+    counts = np.bincount(draw(row.expand(DRAWS, -1), SEEDS, [1] * DRAWS, chosen), minlength=700)
     possible = shares > 0
     assert counts[~possible].sum() == 0
     often = possible & (shares * DRAWS > 8)
@@ -197,25 +205,53 @@ def test_filtered_tokens_of_a_large_vocabulary_follow_the_renormalised_softmax(
     assert chi_square_p(pooled[0][kept], pooled[1][kept]) > 1e-4
 
 
-rows_of_logits = st.tuples(st.integers(1, 5), st.integers(2, 400), st.integers(0, 2**31), st.booleans())
+@needs_compiler
+@settings(max_examples=60)
+@given(
+    st.integers(1, 5), st.integers(2, 900), st.integers(0, 2**31), st.sampled_from(["none", "some", "many"]), filters,
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_the_compiled_sampler_draws_as_torch_does(
+    rows: int, size: int, seed: int, ties: str, chosen: SamplingSettings, is_rounded: bool, has_impossible: bool
+) -> None:
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * 3
+    logits = {"none": logits, "some": logits.round(decimals=1), "many": logits.clamp(-0.5, 0.5).round()}[ties]
+    if has_impossible:
+        logits[:, 1::3] = -torch.inf
+    if is_rounded:
+        logits = logits.bfloat16()
+    chosen = replace(chosen, top_k=1 + seed % (size - 1))
+    found = [draw(logits, SEEDS[:rows], [step] * rows, chosen) for step in range(5)]
+    with mock.patch.object(sampling, "load_kernels", return_value=None):
+        assert [draw(logits, SEEDS[:rows], [step] * rows, chosen) for step in range(5)] == found
 
 
-@settings(max_examples=150)
-@given(rows_of_logits, st.integers(1, 60))
-def test_the_largest_found_in_two_stages_are_those_of_torch(shape: tuple[int, int, int, bool], count: int) -> None:
-    rows, size, seed, is_tied = shape
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [2, 16, 17, 384, 4096, 32003])
+@pytest.mark.parametrize("top_k", [1, 2, 50, 3000])
+def test_the_compiled_sampler_draws_as_torch_does_from_vocabularies_of_any_size(
+    dtype: torch.dtype, size: int, top_k: int
+) -> None:
+    logits = (torch.randn(6, size, generator=torch.Generator().manual_seed(size)) * 2).to(dtype)
+    chosen = SamplingSettings(1.1, min(top_k, size - 1), 0.97, 0.001)
+    found = draw(logits, SEEDS[:6], range(6), chosen)
+    with mock.patch.object(sampling, "load_kernels", return_value=None):
+        assert draw(logits, SEEDS[:6], range(6), chosen) == found
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.integers(2, 400), st.integers(0, 2**31), st.booleans())
+def test_only_the_largest_stay_and_of_ties_the_lowest_ids(rows: int, size: int, seed: int, is_tied: bool) -> None:
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
     if is_tied:
-        logits = (logits * 2).round() / 2
-    count = min(count, size - 1)
-    values, ids = sampling._largest(logits, count)
-    assert values.sort(-1).values.tolist() == logits.topk(count).values.sort(-1).values.tolist()
-    assert logits.gather(-1, ids).tolist() == values.tolist()
-    assert all(len(set(row)) == count for row in ids.tolist())
-    if not is_tied:
-        assert ids.sort(-1).values.tolist() == logits.topk(count).indices.sort(-1).values.tolist()
-    for row in range(rows):  # a row's ties are settled alike whatever stands beside it
-        assert sampling._largest(logits[row : row + 1], count)[1][0].sort().values.tolist() == ids[row].sort().values.tolist()
+        logits = logits.round()
+    count = 1 + seed % (size - 1)
+    kept = sampling._only_largest(logits, count)
+    for row, left in zip(logits.tolist(), kept.tolist(), strict=True):
+        ranked = sorted(range(size), key=lambda token: (-row[token], token))[:count]
+        assert [token for token in range(size) if left[token] == row[token]] == sorted(ranked)
+        assert left.count(-float("inf")) == size - count
 
 
 histories = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=20), min_size=1, max_size=4)
@@ -227,9 +263,7 @@ def test_the_repetition_penalty_is_that_of_transformers(history: list[list[int]]
 
     logits = torch.randn(len(history), 12, generator=torch.Generator().manual_seed(seed))
     process = RepetitionPenaltyLogitsProcessor(penalty)
-    expected = torch.cat(
-        [process(torch.tensor([row]), logits[at : at + 1].clone()) for at, row in enumerate(history)]
-    )
+    expected = torch.cat([process(torch.tensor([row]), logits[at : at + 1].clone()) for at, row in enumerate(history)])
     assert torch.equal(sampling._penalised(logits, history, penalty), expected)
     chosen = SamplingSettings(0.0, repetition_penalty=penalty)
     steps = [1] * len(history)
@@ -241,6 +275,7 @@ def test_the_repetition_penalty_is_that_of_transformers(history: list[list[int]]
 @pytest.mark.parametrize("chosen", [SamplingSettings(0.0), SamplingSettings(), SamplingSettings(0.7, top_k=5),
                                     SamplingSettings(top_p=0.5, min_p=0.1)])  # fmt: skip
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+@pytest.mark.usefixtures("way")
 def test_a_row_that_is_not_finite_says_so_and_no_other(chosen: SamplingSettings, damage: float) -> None:
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(1))
     whole, _ = TokenSampler(chosen).draw(logits, SEEDS[:6], [1] * 6)
@@ -249,6 +284,8 @@ def test_a_row_that_is_not_finite_says_so_and_no_other(chosen: SamplingSettings,
     tokens, are_finite = TokenSampler(chosen).draw(logits, SEEDS[:6], [1] * 6)
     assert are_finite == [True, True, False, True, False, True]
     assert [tokens[row] for row in (0, 1, 3, 5)] == [whole[row] for row in (0, 1, 3, 5)]
+    none = torch.full((1, 300), -torch.inf)
+    assert TokenSampler(chosen).draw(none, [1], [1])[1] == [False]
     logits = torch.randn(2, 300)
     logits[:, ::2] = -torch.inf  # an impossible token is no damage
     assert all(token % 2 for token in draw(logits, [1, 2], [1, 1], chosen))

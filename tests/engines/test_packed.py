@@ -32,7 +32,6 @@ from packed_toys import (
 from toy_models import FAMILIES, make_toy_tokenizer
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
-from polypersona.decoding.option_tree import option_tree
 from polypersona.decoding.sampling import choose_option
 from polypersona.engines.base import Cell, Group
 from polypersona.engines.packed import PackedEngine
@@ -363,17 +362,3 @@ def test_a_closed_engine_holds_no_weights(models: dict[str, Path]) -> None:
     engine.close()
     engine.close()
     assert not any(isinstance(value, torch.nn.Module) for value in vars(engine).values())
-
-
-def test_branches_see_the_suffix_and_themselves_only() -> None:
-    tree = option_tree([7, 8], [[1, 2, 3], [4], [1, 5]])
-    assert tree.ids == [7, 8, 1, 2, 1]
-    assert tree.positions == [0, 1, 2, 3, 2]
-    assert tree.options == [[(1, 1), (2, 2), (3, 3)], [(1, 4)], [(1, 1), (4, 5)]]
-    assert tree.visible.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
