@@ -30,7 +30,8 @@ QUICK_PERSONAS = {"small": 4, "110m": 1}
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure and run here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here, name: number")
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="also write every single run and the versions here")
     parser.add_argument("--models", default="small,110m", help="which models, separated by commas (default: both)")
     parser.add_argument("--quick", action="store_true", help="few personas, one repetition, bf16 only: does it work?")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "polypersona-bench", metavar="DIR")
@@ -104,6 +105,16 @@ def measure_model(
     }
 
 
+def print_machine(machine: dict[str, Any]) -> None:
+    """Say where the figures come from, and what to hold against them."""
+    words = (f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in machine.items())
+    print("Machine:", ", ".join(words))
+    if not machine["has_bf16"]:
+        print("This host computes bf16 slowly; the bars are meant for one with avx512_bf16 or amx_bf16.")
+    if machine["load_at_start"] > 1:
+        print("Other processes share this machine: trust ratios, and only large ones.")
+
+
 def versions() -> dict[str, str]:
     """Give the versions of this environment's libraries and of the peers'."""
     found = {package: importlib.metadata.version(package) for package in ("polypersona", "torch", "transformers")}
@@ -121,22 +132,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measuring.make_ready(folder, installer)
     start = time.perf_counter()
     machine = {**ceilings.machine(), "core": chosen.core, **measure_ceilings(chosen.core)}
-    print(
-        "Machine: "
-        + ", ".join(
-            f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in machine.items()
-        )
-    )
+    print_machine(machine)
     models = {name: measure_model(name, folders[name], chosen, installer, machine) for name in chosen.models}
     ratios = {row["name"]: row["value"] for found in models.values() for row in found["ratios"]}
     bars = [row["is_reached"] for found in models.values() for row in found["ratios"] if row["bar"] is not None]
     seconds = time.perf_counter() - start
     print(f"\n{sum(bar is True for bar in bars)} of {len(bars)} bars reached; {seconds / 60:.1f} minutes.")
     if chosen.json:
-        result = {"ratios": ratios, "machine": machine, "versions": versions(), "seconds": seconds, "models": models}
-        result["is_quick"] = chosen.quick
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+        rates = {
+            f"{name}.{variant}.rows_per_cpu_s": rate["rows_per_cpu_s"]
+            for name, found in models.items()
+            for variant, rate in found["rates"].items()
+        }
+        figures = {**ratios, **rates, "gflops_bf16": machine["gflops_bf16"], "gflops_fp32": machine["gflops_fp32"]}
+        figures |= {"gbytes_per_s": machine["gbytes_per_s"], "duration_s": seconds}
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if chosen.runs:
+        result = {"machine": machine, "versions": versions(), "models": models, "is_quick": chosen.quick}
+        chosen.runs.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(any(variant.startswith("packed") for found in models.values() for variant in found["not_run"]))
 
 
 if __name__ == "__main__":

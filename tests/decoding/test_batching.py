@@ -17,6 +17,7 @@ from toy_models import VOCABULARY
 from toy_prompts import (
     CASES,
     DECODERS,
+    ENDS,
     Forwards,
     farthest,
     flat,
@@ -76,22 +77,43 @@ def test_slots_chunks_and_refill_change_no_answer_of_any_decoder(
         assert sum(a != b for a, b in zip(outcomes(first), outcomes(other), strict=True)) <= 2
 
 
+class Recorder:
+    """A decoder that notes the tokens of every call."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder, self.calls = decoder, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def hidden(self, ids: torch.Tensor, *args: Any) -> torch.Tensor:
+        self.calls.append(ids.tolist())
+        return self._decoder.hidden(ids, *args)
+
+
 @pytest.mark.parametrize(("family", "decoder"), FEW)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_settings_give_the_same_whatever_ran_before(family: str, decoder: str, dtype: torch.dtype) -> None:
     model, groups = model_of(family, dtype), make_groups(40, seed=3)
-    sizes = {"slots": 12, "chunk_tokens": 128}
-    engine = token_engine(model, decoder, SAMPLED, **sizes)
+    recorder, sizes = Recorder(make_decoder(model, decoder)), BatchSettings(slots=64, chunk_tokens=128)
+    engine = TokenEngine(recorder, SAMPLED, ENDS, sizes)
     fresh = engine.run(groups)
+    # The last of ten does not fit the first chunk; when it follows depends on how many slots there are.
+    ten = [group_of([Prompt([3, 4, 5, *tokens(Random(seed), 15)], seed, 8) for seed in range(10)])]
+    small = TokenEngine(recorder, SAMPLED, ENDS, sizes).run(ten)
+    recorder.calls.clear()
+    assert TokenEngine(recorder, SAMPLED, ENDS, sizes).run(ten) == small
+    computed = list(recorder.calls)
     assert engine.run(groups) == fresh
-    small = engine.run(groups[:2])
     # Longer, wider, more at once and behind another root: the cache that is left is larger.
     engine.run([group_of(make_prompts(Random(4), size, tokens(Random(5), 90)), more=70) for size in (1, *[5] * 14)])
     kept = engine._cache
     assert engine.run(groups) == fresh
-    assert engine.run(groups[:2]) == small
+    recorder.calls.clear()
+    assert engine.run(ten) == small
     assert engine._cache is kept
-    assert token_engine(model, decoder, SAMPLED, **sizes).run(groups[:2]) == small
+    # Not by chance: the same tokens are computed together.
+    assert recorder.calls == computed
 
 
 @pytest.mark.parametrize(("family", "decoder"), FEW)
@@ -190,7 +212,7 @@ def test_out_of_memory_halves_the_slots_for_good(decoder: str, caplog: pytest.Lo
     model, groups = model_of("llama"), make_groups(80, seed=9)
     expected = run_flat(token_engine(model, decoder, SAMPLED, slots=16, chunk_tokens=600), groups)
     failing = Failing(make_decoder(model, decoder), lambda call: call in (5, 30))
-    engine = TokenEngine(failing, SAMPLED, frozenset({2}), BatchSettings(16, 600))
+    engine = TokenEngine(failing, SAMPLED, ENDS, BatchSettings(16, 600))
     with caplog.at_level(logging.WARNING):
         found = run_flat(engine, groups)
     assert outcomes(found) == outcomes(expected)
@@ -263,11 +285,18 @@ def test_damage_in_what_all_groups_share_is_forgotten_with_it() -> None:
         found = run_flat(engine, good)
         assert outcomes(found) == outcomes(Forwards(lively_model("llama")).answer(flat(good)))
         assert engine._cache is kept
+        # Where nothing is common to all, nothing is copied over what stood in a group's place.
+        assert {one.error for one in run_flat(engine, bad)} == {NOT_FINITE}
+        apart = [group_of(make_prompts(random, 4, [at, *[9] * (at - 10)])) for at in range(10, 40)]
+        apart = [group for group in apart if not any(damaged_prompts([group], 5))]
+        found = run_flat(engine, apart)
+        assert outcomes(found) == outcomes(Forwards(lively_model("llama")).answer(flat(apart)))
+        assert engine._cache is kept
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED, PENALISED, SamplingSettings(1.3, min_p=0.02), SamplingSettings(1.0)])
 def test_sampled_texts_equal_those_of_the_plain_engine(sampling: SamplingSettings) -> None:
-    groups, ends = make_groups(60, seed=12), frozenset({2})
+    groups, ends = make_groups(60, seed=12), ENDS
     plain = PlainTokenEngine(model_of("qwen2"), sampling, "cpu", ends).run(groups)
     for decoder in DECODERS:
         found = token_engine(model_of("qwen2"), decoder, sampling).run(groups)
@@ -282,8 +311,8 @@ def test_a_stop_string_ends_a_text() -> None:
     def is_stopped(written: list[int]) -> bool:
         return len(written) >= 2 and written[-1] % 5 == 0
 
-    engine = TokenEngine(make_decoder(model, "native"), SAMPLED, frozenset({2}), BatchSettings(5, 96), is_stopped)
-    plain = PlainTokenEngine(model, SAMPLED, "cpu", frozenset({2}), is_stopped).run(groups)
+    engine = TokenEngine(make_decoder(model, "native"), SAMPLED, ENDS, BatchSettings(5, 96), is_stopped)
+    plain = PlainTokenEngine(model, SAMPLED, "cpu", ENDS, is_stopped).run(groups)
     found = engine.run(groups)
     assert [outcomes(one) for one in found] == [outcomes(one) for one in plain]
     stopped = [one for group in found for one in group if one.is_ended and one.tokens[-1] != 2]

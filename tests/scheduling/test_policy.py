@@ -73,7 +73,9 @@ def test_memory_limits_the_actors():
     assert "memory: an actor needs 6.0 GiB" in plan.actors.reason
 
 
-@pytest.mark.parametrize(("weights", "cache"), [(4_000_000, GIB // 4), (GIB // 4, GIB // 2), (3 * GIB, GIB), (None, GIB)])
+@pytest.mark.parametrize(
+    ("weights", "cache"), [(4_000_000, GIB // 4), (GIB // 4, GIB // 2), (3 * GIB, GIB), (None, GIB)]
+)
 def test_keys_and_values_of_an_actor_on_a_cpu_are_bounded_by_its_model(weights, cache):
     plan = build_plan(recipe(), Inventory((Node(2, 64 * GIB),)), 1000, weight_bytes=weights).generate
     assert plan.cache_bytes.value == cache
