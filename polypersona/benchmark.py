@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
@@ -54,12 +54,15 @@ BUSY_SHARE = 0.8
 _NO_MATTER = ("seed", "model.adapter", "cells of the test split", "schema version")
 
 
-def run(recipe: Recipe, seconds: float = MEASURE_S) -> dict[str, Any]:
+def run(
+    recipe: Recipe, seconds: float = MEASURE_S, announce: Callable[[str], object] = lambda _text: None
+) -> dict[str, Any]:
     """Measure the recipe's generation on this machine and keep the record for `plan`.
 
     Args:
         recipe: what is asked, and of whom.
         seconds: how long to measure, after a warm-up that fills the slots once.
+        announce: gets one sentence when the measurement begins, after all that can be refused.
 
     Returns:
         A summary: `hardware`, `date`, the counts and rates of `calibration.Figures`, `file`, and `warnings` where
@@ -99,6 +102,7 @@ def run(recipe: Recipe, seconds: float = MEASURE_S) -> dict[str, Any]:
             )
             for place, personas in zip(places, _draw_sample(recipe, population, weights, len(places)), strict=True)
         ]
+        announce(f"Measuring {len(places)} at once for {seconds:g} s, after start-up and a warm-up.")
         measured = _measure_side_by_side(requests)
     calibration = Calibration(
         date=datetime.now(UTC).date().isoformat(),

@@ -28,8 +28,9 @@ def bench_command(recipe_path: str, overrides: tuple[str, ...], json_path: Path 
     Example: polypersona bench jobs/demo.yaml
     """
     recipe = load_recipe(recipe_path, overrides)
-    click.echo(f"Measuring {recipe.generate.engine} for {seconds:g} s after start-up and a warm-up.", err=True)
-    result = importlib.import_module("polypersona.benchmark").run(recipe, seconds)
+    result = importlib.import_module("polypersona.benchmark").run(
+        recipe, seconds, announce=lambda text: click.echo(text, err=True)
+    )
     for warning in result["warnings"]:
         click.echo(f"Warning: {warning}", err=True)
     if json_path is not None:

@@ -122,6 +122,7 @@ def test_a_damaged_calibration_file_is_one_sentence_and_a_hint(recipe, tmp_path)
     assert "Delete it" in said
     done = CliRunner().invoke(bench_command, [recipe])
     assert done.exit_code == 1
+    assert done.output == ""
     assert done.exception.exit_code == 2
     assert "is damaged" in done.exception.message
     assert "Delete it" in done.exception.hint
