@@ -51,7 +51,11 @@ def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         if not library.exists():
             _compile(compiler, flags, library)
-        return ctypes.CDLL(str(library))
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # damaged where it is kept
+            _compile(compiler, flags, library)
+            return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         _log.warning("The kernels cannot be compiled: %s; generation goes on without them.", said.strip()[:300])

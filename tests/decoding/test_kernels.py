@@ -289,6 +289,25 @@ def test_without_kernels_one_sentence_warns_and_the_answers_stay(
 
 @needs_compiler
 @pytest.mark.usefixtures("fresh_kernels")
+def test_a_damaged_library_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(native.SWITCH, raising=False)
+    compile_whole = native._compile
+
+    def compile_damaged(compiler: str, flags: tuple[str, ...], library: Path) -> None:
+        monkeypatch.setattr(native, "_compile", compile_whole)
+        library.parent.mkdir(parents=True)
+        library.write_bytes(b"half a library")
+
+    monkeypatch.setattr(native, "_compile", compile_damaged)
+    assert load_kernels(torch.float32) is not None
+    assert not caplog.records
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh_kernels")
 @pytest.mark.parametrize("word", ["off", "OFF", "0", "no"])
 def test_a_variable_leaves_kernels_out(
     word: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
