@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from polypersona.cli.options import json_option
+from polypersona.decoding.compiler import find_compiler
 from polypersona.errors import PolypersonaError
 from polypersona.extras import EXTRAS
 from polypersona.models.catalogue import BASE_MODELS, BaseModel
@@ -81,6 +82,7 @@ def examine() -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in node.gpus],
         "shared_memory_free_gib": _free_gib("/dev/shm"),  # Ray's object store lives there
         "disk_free_gib": _free_gib("."),
+        "compiler": find_compiler(),
         "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()},
         "quantization": "int8 and nf4 on GPUs" if node.gpus else "int8 and nf4 on the CPU: correct, but not faster",
         "problems": problems + ([tiny] if tiny else []),
@@ -112,6 +114,8 @@ def _print_report(report: dict[str, Any]) -> None:
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_bytes'] / GIB:.0f} GiB)" for gpu in report["gpus"]) or "none"
     click.echo(f"{'GPUs':<24}{gpus}")
     click.echo(f"{'quantisation':<24}{report['quantization']}")
+    kernels = f"compiled by {report['compiler']}" if report["compiler"] else "none: no C compiler, about half the speed"
+    click.echo(f"{'kernels':<24}{kernels}")
     for extra, is_there in report["extras"].items():
         hint = "installed" if is_there else f"not installed: pip install 'polypersona[{extra}]'"
         click.echo(f"{'extra ' + extra:<24}{hint}")

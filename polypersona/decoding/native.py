@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 
 from polypersona.decoding.attention import Segment
 from polypersona.decoding.cache import KeyValueCache
+from polypersona.decoding.compiler import find_compiler
 
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
@@ -42,7 +42,7 @@ def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
         return None
     flags = (*_FLAGS, *(("-DBF16",) if dtype == torch.bfloat16 else ()))
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    compiler = find_compiler()
     if compiler is None:
         _log.warning("There is no C compiler: generation goes on without compiled kernels, at about half the speed.")
         return None

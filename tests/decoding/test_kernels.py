@@ -269,7 +269,7 @@ def test_without_kernels_one_sentence_warns_and_the_answers_stay(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(native.SWITCH, raising=False)
     if trouble == "no compiler":
-        monkeypatch.setattr(native.shutil, "which", lambda _: None)
+        monkeypatch.setattr(native, "find_compiler", lambda: None)
     elif trouble == "compiler fails":
         monkeypatch.setattr(native, "_FLAGS", ("-this-is-no-flag",))
     elif trouble == "no folder":
