@@ -171,7 +171,9 @@ def test_a_recipe_whose_every_request_is_refused_is_a_users_mistake(server):
 def test_an_interrupt_ends_at_once_and_leaves_no_thread(server):
     server.default = Step(delay_s=30)
     code = (
-        "import sys; from polypersona.engines.base import *; from polypersona.engines.registry import load_engine\n"
+        # A process started in the background may have inherited that interrupts are ignored.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from polypersona.engines.base import *; from polypersona.engines.registry import load_engine\n"
         "from polypersona.records import Item, Persona\n"
         f"endpoint = EndpointSettings({server.url!r}, 'toy', timeout_s=60)\n"
         "engine = load_engine(EngineSettings('endpoint', 7, closed='text', endpoint=endpoint))\n"
