@@ -8,18 +8,15 @@ further layer of shards, one that changes speed goes on.
 
 from __future__ import annotations
 
-import pickle
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 
 from polypersona.answering import Task
 from polypersona.content import content_parts, extend_ledger, fingerprint_of, refuse_changes
@@ -31,13 +28,11 @@ from polypersona.population import Population, item_hashes, load_population, pan
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scheduling.policy import GeneratePlan, freeze_plan, plan_generation
-from polypersona.shard_actor import Job, ShardActor, library_versions
+from polypersona.scheduling.policy import freeze_plan, plan_generation
+from polypersona.shard_actor import Job, library_versions
+from polypersona.shard_pool import answer_shards
 from polypersona.shardfile import read_shard
 from polypersona.storage import RunDirectory, load_run, update_run
-
-# Ray Data plans one read task a block; more blocks than this cost more than they give.
-MAX_BLOCKS = 4096
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -169,7 +164,7 @@ def _answer_pending(
     done = started.ledger.num_cells - sum(started.ledger.num_shard_cells(number, asked) for number in pending)
     with Progress("generate", started.ledger.num_cells, "responses", done=done) as progress:
         for part in _in_order(started.ledger, pending, population):
-            for stats in _map_shards(replace(job, pending=np.array(part, dtype=np.int64)), plan):
+            for stats in answer_shards(replace(job, pending=np.array(part, dtype=np.int64)), plan):
                 progress.advance(int(stats["rows"] + stats["quarantined"]))
     log.write("end", session=session, responses=progress.pace.done, seconds=round(progress.pace.elapsed_s, 3))
 
@@ -185,30 +180,6 @@ def _in_order(ledger: Ledger, pending: list[int], population: Population) -> lis
     for number in pending:
         layers.setdefault(ledger.shard(number).layer, []).append(number)
     return [layers[index] for index in sorted(layers)]
-
-
-def _map_shards(job: Job, plan: GeneratePlan) -> Iterator[dict[str, Any]]:
-    """Yield one row of statistics per shard, as the shards are committed; raise the named failure of an actor."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.verbose_progress = False
-    context.execution_no_progress_timeout_s = -1  # a shard may take hours
-    count = len(job.pending)
-    stats = ray.data.range(count, override_num_blocks=min(count, MAX_BLOCKS)).map_batches(
-        ShardActor,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=plan.actors.value),
-        num_cpus=plan.cpus_per_actor,
-        num_gpus=plan.gpus_per_actor,
-    )
-    for batch in stats.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            failure = row.pop("failure")
-            if failure:
-                raise pickle.loads(failure)  # our own actor's bytes
-            yield row
 
 
 def _refuse_gaps(directory: RunDirectory, started: Start) -> None:

@@ -10,9 +10,8 @@ A shard is committed when its file is in `responses/`. Knows storage, no engine,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -20,7 +19,7 @@ from polypersona.errors import StorageError
 from polypersona.storage import RunDirectory
 
 Asked: TypeAlias = Sequence[Sequence[int]]
-RESPONSES, QUARANTINE, ATTEMPTS = "responses", "quarantine", "attempts"
+RESPONSES, QUARANTINE = "responses", "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,64 +211,3 @@ def shard_number(name: str) -> int:
 def committed_shards(run: RunDirectory, fingerprint: str) -> set[int]:
     """Return the numbers of the shards whose file is in `responses/`."""
     return {shard_number(name) for name in run.names(RESPONSES, f"-{fingerprint}.parquet")}
-
-
-@dataclass(frozen=True, slots=True)
-class Attempts:
-    """What has been tried on a shard: the confirmed failures, and the session that has begun an attempt, if any.
-
-    An attempt that was begun and has no outcome counts as a failure when the same session begins the next one: then the
-    process died and its driver did not. One begun by an earlier session says nothing, because its driver may have
-    been killed with it. Confirmed failures outlive the driver.
-    """
-
-    failures: tuple[str, ...] = ()
-    begun_by: str = ""
-
-
-@dataclass(frozen=True)
-class AttemptCounter:
-    """The attempts of shards, one small file a shard, there only while a shard is in flight or failing."""
-
-    run: RunDirectory
-    fingerprint: str
-    session: str
-    max_attempts: int = field(default=3)
-
-    def begin(self, number: int) -> Attempts:
-        """Record that an attempt begins, and return what is known of the earlier ones."""
-        known = self.read(number)
-        failures = known.failures
-        if known.begun_by == self.session:
-            failures = (*failures, "the process died while it answered the shard")
-        attempts = Attempts(failures, self.session)
-        self._write(number, attempts)
-        return attempts
-
-    def fail(self, number: int, reason: str) -> Attempts:
-        """Record that the attempt has failed, and return all failures."""
-        attempts = Attempts((*self.read(number).failures, reason))
-        self._write(number, attempts)
-        return attempts
-
-    def is_exhausted(self, attempts: Attempts) -> bool:
-        """Whether the shard has failed as often as it may."""
-        return len(attempts.failures) >= self.max_attempts
-
-    def clear(self, number: int) -> None:
-        """Forget a shard that is committed."""
-        self.run.delete(self._name(number))
-
-    def read(self, number: int) -> Attempts:
-        """Return what is known of a shard."""
-        if not self.run.exists(self._name(number)):
-            return Attempts()
-        stored = self.run.read_json(self._name(number))
-        return Attempts(tuple(stored["failures"]), stored["begun_by"])
-
-    def _name(self, number: int) -> str:
-        return f"{ATTEMPTS}/{shard_name(number, self.fingerprint).removesuffix('.parquet')}.json"
-
-    def _write(self, number: int, attempts: Attempts) -> None:
-        content = {"synthetic": True, "failures": attempts.failures, "begun_by": attempts.begun_by}
-        self.run.write(self._name(number), (json.dumps(content) + "\n").encode())

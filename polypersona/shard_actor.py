@@ -33,13 +33,14 @@ from polypersona.answering import (
     collect_outcomes,
     quarantine_all,
 )
+from polypersona.attempts import AttemptCounter
 from polypersona.engines.base import Engine, EngineSettings
 from polypersona.engines.registry import load_engine
 from polypersona.engines.settings import ADAPTER, Weights, copy_folder
 from polypersona.errors import PolypersonaError
 from polypersona.events import EventLog
 from polypersona.gates import Outcome
-from polypersona.ledger import QUARANTINE, RESPONSES, AttemptCounter, Ledger, Shard, shard_name
+from polypersona.ledger import QUARANTINE, RESPONSES, Ledger, Shard, shard_name
 from polypersona.population import Population
 from polypersona.routing import missing_gates
 from polypersona.shardfile import Footer, build_quarantine_table, build_table, file_hash, read_shard, render_shard

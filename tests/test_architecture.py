@@ -19,19 +19,20 @@ LAYERS = (
     ("recipe", "chatml", "coding", "fingerprint", "events", "gates"),
     ("composition", "dataset_card", "interview", "ledger", "leaks", "panel", "record_files", "scheduling", "shardfile",
      "simulator", "splits"),
-    ("decoding", "domain_files", "metrics", "models", "record_fields", "verify"),
+    ("attempts", "decoding", "domain_files", "metrics", "models", "record_fields", "verify"),
     ("questionbank", "engines"),
     ("examples", "routing"),
     ("population", "records_loader", "references", "teacher", "training"),
     ("answering", "content", "scoring"),
     ("measurement", "shard_actor"),
+    ("shard_pool",),
     ("benchmark", "dataset", "finetune", "generate", "evaluate"),
     ("report",),
     ("cli",),
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
-MAY_IMPORT_RAY = {"generate", "finetune", "evaluate", "scheduling.inventory"}
+MAY_IMPORT_RAY = {"shard_pool", "generate", "finetune", "evaluate", "scheduling.inventory"}
 MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "finetune", "metrics.bertscore")
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400

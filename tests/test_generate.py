@@ -121,7 +121,7 @@ def test_a_change_of_content_is_refused_with_a_diff_and_one_of_speed_goes_on(loc
 @pytest.mark.ray
 def test_a_shard_that_gets_lost_on_the_way_is_no_finished_run(local_ray, tmp_path, monkeypatch):
     panel = write_panel(tmp_path / "panel.jsonl", 8)
-    monkeypatch.setattr(generate, "_map_shards", lambda job, plan: iter(()))
+    monkeypatch.setattr(generate, "answer_shards", lambda job, plan: iter(()))
     with pytest.raises(RunFailedError, match=r"2 of 2 shards .* were not committed, the first is 0"):
         generate.run(recipe(tmp_path, panel))
     assert "generate" not in load_run(RunDirectory.at(tmp_path / "run")).get("stages", {})
