@@ -123,7 +123,7 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 
 # Importing these reaches Ray or torch by design; everything else must stay light, through any chain of imports.
 HEAVY_IMPORTS = {
-    "ray": {"generate", "finetune", "evaluate", "scheduling.inventory", "benchmark", "cli.plan"},
+    "ray": {"shard_pool", "generate", "finetune", "evaluate", "scheduling.inventory", "benchmark", "cli.plan"},
     "torch": {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",
