@@ -15,6 +15,8 @@ from polypersona.domain_files import SHIPPED, Problem, check_bank, read_bank
 from polypersona.errors import QuestionbankError, nearest
 from polypersona.recipe import InstrumentRecipe
 from polypersona.records import Item, digest
+from polypersona.survey.codebook import codebook_items
+from polypersona.survey.codebook_checks import is_codebook, load_codebook
 
 __all__ = ["Instrument", "Problem", "check_bank", "item_hash", "load_bank", "load_instrument"]
 
@@ -60,13 +62,16 @@ def load_instrument(instrument: InstrumentRecipe) -> Instrument:
 
 
 def load_bank(path: str | Path = SHIPPED) -> tuple[Item, ...]:
-    """Return the items of a folder of domain files, or of one file; "questionbank" is the shipped bank.
+    """Return the items of a folder of domain files, of one file or of a codebook; "questionbank" is the shipped bank.
 
     Items come by domain (the paper's order), then by response type (`BANK_TYPES`), then as the file has them.
 
     Raises:
         QuestionbankError: the first problem that `check_bank` finds.
+        SurveyError: a faulty codebook.
     """
+    if is_codebook(path):
+        return codebook_items(load_codebook(path))
     items, problems = read_bank([path])
     if problems:
         more = f" `polypersona bank check {path}` lists all {len(problems)} problems." if len(problems) > 1 else ""

@@ -1,0 +1,253 @@
+"""The compare stage: a run's closed answers beside those of humans, by item and subgroup.
+
+Reads `run.json`, the committed shards of its fingerprint, a file of coded human data and its codebook. Writes
+`scores/human_*.parquet` and, last, `scores/human.json`. Shares rest on the options' probabilities where every answer to
+an item has them (their expectation, without the noise of the draw), else on the codes drawn; each row says which. All
+sums of the run are integers, so any sharding gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polypersona.errors import StorageError, SurveyError
+from polypersona.ledger import Ledger, committed_shards, ledger_from
+from polypersona.location import mask_secrets
+from polypersona.population import Population, load_population
+from polypersona.progress import Progress
+from polypersona.recipe import build_recipe
+from polypersona.storage import RunDirectory, load_run
+from polypersona.survey.alignment import Alignment, align
+from polypersona.survey.cells import ALL, MIN_CELL, Comparison, Row
+from polypersona.survey.frame import Frame, fixed_bits, human_codes
+from polypersona.survey.humans import Humans
+from polypersona.survey.inference import kish_of
+from polypersona.survey.microdata import Survey, load_human
+from polypersona.survey.profiles import Profiles, build_groupings, build_profiles
+from polypersona.survey.responses import batch_rows, build_batches, tally_responses
+from polypersona.survey.structure import regression_summary
+from polypersona.survey.tables import build_tables, caption, collapsed_rows, prediction_means
+
+HUMAN_VERSION = 1
+HUMAN_SCORES = "scores/human.json"
+MAX_TABLE_BYTES = 600 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Both sides, read and aligned, before anything is counted."""
+
+    survey: Survey
+    population: Population
+    alignment: Alignment
+    profiles: Profiles
+    left_out: tuple[str, ...]
+
+
+def run(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | None = None) -> dict[str, Any]:
+    """Compare a run with humans, write `scores/`, and return what `scores/human.json` holds with all tables.
+
+    Args:
+        directory: of the run.
+        human: the file of coded data, a path or URL.
+        codebook: its codebook.
+        by: demographics whose groups are compared; None is all that the run's personas have.
+
+    Raises:
+        SurveyError: data, codebook and run do not fit together; all faults are named, by item.
+        StorageError: there are no responses.
+    """
+    stored = load_run(directory)
+    if "ledger" not in stored:
+        raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
+    ledger, fingerprint = ledger_from(stored["ledger"]), str(stored["fingerprint"])
+    committed = sorted(committed_shards(directory, fingerprint))
+    if not committed:
+        raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
+    sources = load_sources(directory, stored, human, codebook, by)
+    frame = build_frame(sources, ledger)
+    batches = build_batches(ledger, committed, fingerprint, batch_rows(frame.width))
+    with Progress("compare", len(committed), "shards") as progress:
+        tally = tally_responses(directory, batches, frame, progress.advance)
+    comparison = Comparison(Humans(sources.survey, sources.profiles, sources.alignment.items), tally)
+    tables = build_tables(comparison)
+    content = _content(sources, comparison, tables) | {
+        "run": directory.path(),
+        "codebook": mask_secrets(str(codebook)),
+        "fingerprint": fingerprint,
+        "num_rows": tally.num_rows,
+        "num_planned": ledger.num_cells,
+    }
+    _write(directory, content, tables)
+    return {**content, "tables": tables}
+
+
+def load_sources(
+    directory: RunDirectory, stored: dict[str, Any], human: str, codebook: str, by: Sequence[str] | None
+) -> Sources:
+    """Read humans, codebook and the run's population, and align them.
+
+    Raises:
+        SurveyError: as `run`.
+    """
+    survey = load_human(human, codebook)
+    book = survey.codebook
+    population = load_population(build_recipe(stored["recipe"]), directory)
+    alignment = align(book, population.items, survey.answers)
+    left_out: list[str] = []
+    if by is None:
+        by = [one.column for one in book.demographics]
+        by, left_out = _known_demographics(survey, population, by)
+    profiles = build_profiles(survey, build_groupings(survey, by), population.personas)
+    return Sources(survey, population, alignment, profiles, tuple(left_out))
+
+
+def build_frame(sources: Sources, ledger: Ledger) -> Frame:
+    """Return what the run's rows are sorted by.
+
+    Raises:
+        SurveyError: the demographics cut people into more profiles than memory should hold.
+    """
+    items, survey = sources.alignment.items, sources.survey
+    boxes = [layer.box for layer in ledger.layers]
+    waves, draws = max(box.waves for box in boxes), max(box.draws for box in boxes)
+    weight = max(persona.weight for persona in sources.population.personas)
+    options = {one.question.item_id: survey.answers[one.question.item_id].options for one in items}
+    width = max(one.num_options for one in items)
+    block = ledger.shard_personas * waves * draws * max(len(box.items) for box in boxes)
+    frame = Frame(
+        items,
+        sources.profiles.of_persona,
+        sources.profiles.count,
+        waves,
+        draws,
+        fixed_bits(weight, waves * draws, 2 * max(batch_rows(width), block)),
+        human_codes(items, options, survey.num_respondents),
+        {identity: row for row, identity in enumerate(survey.respondent_ids)},
+    )
+    size = 4 * 8 * frame.num_profiles * len(items) * width * width
+    if size > MAX_TABLE_BYTES:
+        names = ", ".join(grouping.name for grouping in sources.profiles.groupings)
+        raise SurveyError(
+            f"The demographics {names} cut people into {frame.num_profiles:,} profiles, whose tables would take "
+            f"{size >> 20:,} MB (at most {MAX_TABLE_BYTES >> 20:,}).",
+            "Name fewer with --by.",
+        )
+    return frame
+
+
+def write_csv(folder: str, tables: dict[str, list[Row]], attribution: str) -> list[str]:
+    """Write every table that has rows as CSV into a local folder, with the source in `SOURCE.txt`; return the names."""
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        names = []
+        for name, rows in tables.items():
+            if rows:
+                sink = io.StringIO(newline="")
+                writer = csv.DictWriter(sink, list(rows[0]))
+                writer.writeheader()
+                writer.writerows({key: _blank(value) for key, value in row.items()} for row in rows)
+                (place / f"human_{name}.csv").write_text(sink.getvalue(), encoding="utf-8", newline="")
+                names.append(f"human_{name}.csv")
+        (place / "SOURCE.txt").write_text(f"{attribution}\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror or error}.", "Name a folder you may write to."
+        ) from error
+    return names
+
+
+def _blank(value: Any) -> Any:
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _known_demographics(survey: Survey, population: Population, by: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the demographics that some persona has, and those that none has."""
+    ids = set(survey.respondent_ids)
+    if any(persona.persona_id in ids for persona in population.personas):
+        return list(by), []
+    known: list[str] = []
+    unknown: list[str] = []
+    for grouping in build_groupings(survey, by):
+        one = grouping.demographic
+        values = (
+            persona.attributes.get(one.attribute, persona.attributes.get(one.column)) for persona in population.personas
+        )
+        (known if any(grouping.place(value) >= 0 for value in values) else unknown).append(one.column)
+    return known, unknown
+
+
+def _content(sources: Sources, comparison: Comparison, tables: dict[str, list[Row]]) -> dict[str, Any]:
+    survey, tally, book = sources.survey, comparison.tally, sources.survey.codebook
+    bases = [comparison.tally.basis(item) for item in range(len(comparison.items))]
+    alarms = [
+        f"Variance collapse on {row['item']}: the synthetic answers have {row['score']:.2f} of the humans' variance "
+        f"[{row['low']:.2f}, {row['high']:.2f}]."
+        for row in collapsed_rows(tables["scores"])
+    ]
+    return {
+        "synthetic": True,
+        "human_version": HUMAN_VERSION,
+        "human": {
+            "title": book.title,
+            "source": book.source or survey.location,
+            "license": book.license,
+            "file": survey.location,
+            "respondents": survey.num_respondents,
+            "effective_n": kish_of(survey.weights),
+        },
+        "caption": caption(bases),
+        "by": [grouping.name for grouping in sources.profiles.groupings],
+        "alarms": alarms,
+        "notes": _notes(sources, comparison),
+        "items": {
+            "shared": [one.question.item_id for one in comparison.items],
+            "only_human": list(sources.alignment.only_human),
+            "only_run": list(sources.alignment.only_run),
+        },
+        "basis": {name: bases.count(name) for name in sorted(set(bases))},
+        "weight_bits": tally.frame.bits,
+        "hidden_cells": comparison.hidden,
+        "summary": tables["summary"],
+        "overall": [row for row in tables["scores"] if row["by"] == ALL],
+        "pattern": tables["pattern"][0],
+        "regression": regression_summary(tables["regression"]),
+        "prediction": prediction_means(tables["prediction"]),
+        "individuals": [row for row in tables["individuals"] if row["by"] == ALL],
+    }
+
+
+def _notes(sources: Sources, comparison: Comparison) -> list[str]:
+    tally, notes = comparison.tally, [*sources.survey.notes, *sources.profiles.notes]
+    if sources.left_out:
+        notes.append(f"no persona of the run has {', '.join(sources.left_out)}: not compared by it")
+    if comparison.hidden:
+        notes.append(f"{comparison.hidden:,} cells of fewer than {MIN_CELL} people or personas are not shown")
+    if tally.num_variants:
+        notes.append(f"{tally.num_variants:,} answers to changed forms of items are left out")
+    if tally.frame.num_joint_items < len(comparison.items):
+        notes.append(f"association is compared for the first {tally.frame.num_joint_items} items only")
+    return notes
+
+
+def _write(directory: RunDirectory, content: dict[str, Any], tables: dict[str, list[Row]]) -> None:
+    marks = {"synthetic": "true", "human_version": str(HUMAN_VERSION), "human_source": content["human"]["source"]}
+    for name, rows in tables.items():
+        file = f"scores/human_{name}.parquet"
+        if not rows:
+            directory.delete(file)
+            continue
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(marks), sink, compression="zstd")
+        directory.write(file, sink.getvalue())
+    directory.write_json(HUMAN_SCORES, content)
