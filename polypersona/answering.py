@@ -10,19 +10,21 @@ file.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from polypersona.engines.base import Answer, Cell, Engine, Group
-from polypersona.errors import EngineError
-from polypersona.gates import FAILED, Outcome
-from polypersona.ledger import Ledger, Shard
+from polypersona.gates import Outcome
+from polypersona.ledger import Ledger, Shard, Slot
 from polypersona.population import Population
-from polypersona.records import Assignment, Item, Persona, Response, seed_from
+from polypersona.records import Item, encode_parts, seed_from
+from polypersona.response_table import AskedCell, ShardRows, build_shard_rows
 from polypersona.routing import Outcomes, ask_in_rounds
 
+_ID_LENGTH = (16).to_bytes(8, "little")  # with which `encode_parts` begins an assignment's id
 # What `collect_outcomes` reads of a row.
 OUTCOME_COLUMNS = ["persona_id", "item_id", "variant", "wave", "draw", "disposition", "code", "error"]
 
@@ -39,41 +41,35 @@ class Task:
     is_interview: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AskedCell:
-    """A cell with what its row needs besides the answer."""
-
-    persona: Persona
-    assignment: Assignment
-    cell: Cell
-
-    @property
-    def interview(self) -> tuple[str, int, int]:
-        """Persona, wave and draw: the cells among which routing looks for gates."""
-        return self.assignment.persona_id, self.assignment.wave, self.assignment.draw
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRows:
-    """The rows of a shard: those that are committed, and those that failed with their reason."""
-
-    committed: tuple[Response, ...]
-    quarantined: tuple[tuple[Response, str], ...] = ()
-
-
 def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task) -> list[AskedCell]:
     """Return the shard's cells, persona by persona."""
     items = dict(zip(population.item_keys, population.items, strict=True))
-    box = ledger.layers[shard.layer].box
-    ordered = [items[key] for key in box.items]
+    ordered = [items[key] for key in ledger.layers[shard.layer].box.items]
     place = {key: index for index, key in enumerate(population.item_keys)}
-    cells = []
+    places = [place[key] for key in ledger.layers[shard.layer].box.items]
+    ends: dict[Slot, bytes] = {}
+    seeds = hashlib.blake2b(encode_parts(task.seed) + _ID_LENGTH, digest_size=8)
+    cells: list[AskedCell] = []
     for index in range(shard.begin, shard.end):
         persona = population.personas[index]
         wanted = None if population.asked is None else frozenset(population.asked[index])
+        ids = hashlib.blake2b(encode_parts(persona.persona_id), digest_size=8)
         for slot in ledger.slots(shard.layer, index):
-            if wanted is None or place[box.items[slot.item]] in wanted:
-                cells.append(_cell(persona, ordered[slot.item], slot.wave, slot.draw, task))
+            if wanted is not None and places[slot.item] not in wanted:
+                continue
+            item = ordered[slot.item]
+            end = ends.get(slot)
+            if end is None:
+                end = ends[slot] = encode_parts(item.item_id, item.variant, slot.wave, slot.draw)
+            # `Assignment.assignment_id` and `Assignment.seed`, with what cells have in common hashed once.
+            state = ids.copy()
+            state.update(end)
+            assignment_id = state.hexdigest()
+            state = seeds.copy()
+            state.update(assignment_id.encode())
+            seed = int.from_bytes(state.digest(), "big") >> 1
+            order = _order(seed, item) if task.is_shuffled and item.options else None
+            cells.append(AskedCell(persona, slot.wave, slot.draw, Cell(assignment_id, item, seed, order)))
     return cells
 
 
@@ -128,15 +124,12 @@ def collect_outcomes(
 def build_rows(
     shard: Shard, cells: Sequence[AskedCell], answers: Sequence[tuple[Answer, int]], task: Task
 ) -> ShardRows:
-    """Return the shard's rows."""
-    committed, quarantined = [], []
-    for asked, (answer, attempts) in zip(cells, answers, strict=True):
-        row = _row(shard, asked, answer, attempts, task)
-        if answer.disposition in FAILED:
-            quarantined.append((row, answer.error or "the answer is none of the options"))
-        else:
-            committed.append(row)
-    return ShardRows(tuple(committed), tuple(quarantined))
+    """Return the shard's rows.
+
+    Raises:
+        EngineError: an answer's code is none of its item's.
+    """
+    return build_shard_rows(shard.number, cells, answers, adapter=task.adapter, shows_options=task.shows_options)
 
 
 def quarantine_all(shard: Shard, cells: Sequence[AskedCell], failures: Sequence[str], task: Task) -> ShardRows:
@@ -146,15 +139,11 @@ def quarantine_all(shard: Shard, cells: Sequence[AskedCell], failures: Sequence[
     return build_rows(shard, cells, answers, task)
 
 
-def _cell(persona: Persona, item: Item, wave: int, draw: int, task: Task) -> AskedCell:
-    assignment = Assignment(persona.persona_id, item.item_id, item.variant, wave, draw)
-    seed = assignment.seed(task.seed)
-    order = None
-    if task.is_shuffled and item.is_closed:
-        places = list(range(len(item.options)))
-        random.Random(seed_from(seed, "order")).shuffle(places)
-        order = tuple(places)
-    return AskedCell(persona, assignment, Cell(assignment.assignment_id, item, seed, order))
+def _order(seed: int, item: Item) -> tuple[int, ...]:
+    """Return the order in which a cell shows the item's options, as its seed shuffles them."""
+    places = list(range(len(item.options)))
+    random.Random(seed_from(seed, "order")).shuffle(places)
+    return tuple(places)
 
 
 def _ask_until_answered(
@@ -192,43 +181,3 @@ def _ask(engine: Engine, cells: Sequence[AskedCell], is_interview: bool) -> list
             f"{len(expected)} cells, or another order"
         )
     return answers
-
-
-def _row(shard: Shard, asked: AskedCell, answer: Answer, attempts: int, task: Task) -> Response:
-    item, assignment = asked.cell.item, asked.assignment
-    is_complete = answer.disposition == "complete"
-    if is_complete and item.is_closed and answer.code not in item.codes:
-        raise EngineError(
-            f"The engine coded item {item.item_id!r} as {answer.code!r}; its codes are {list(item.codes)}.",
-            "Report this as a bug of the engine.",
-        )
-    shown = asked.cell.order or tuple(range(len(item.options)))
-    is_shown = item.is_closed and task.shows_options and answer.disposition != "not_asked"
-    return Response(
-        assignment_id=assignment.assignment_id,
-        persona_id=assignment.persona_id,
-        item_id=assignment.item_id,
-        variant=assignment.variant,
-        domain=item.domain,
-        response_type=item.response_type,
-        wave=assignment.wave,
-        draw=assignment.draw,
-        weight=asked.persona.weight,
-        text=answer.text,
-        rationale=answer.rationale,
-        code=answer.code if is_complete else None,
-        codes=None,
-        value=None,
-        label=answer.label if is_complete else "",
-        option_probs=answer.option_probs,
-        options_as_shown=shown if is_shown else None,
-        disposition=answer.disposition,
-        error=answer.error,
-        attempts=attempts,
-        prompt_tokens=answer.prompt_tokens,
-        reused_prompt_tokens=answer.reused_prompt_tokens,
-        new_tokens=answer.new_tokens,
-        adapter=task.adapter,
-        seed=asked.cell.seed,
-        shard=shard.number,
-    )

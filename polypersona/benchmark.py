@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polypersona.answering import AskedCell, Task, build_cells
+from polypersona.answering import Task, build_cells
 from polypersona.content import content_parts, extend_ledger
 from polypersona.engines.settings import (
     ADAPTER,
@@ -38,10 +38,12 @@ from polypersona.measurement import Measured, Request, measure
 from polypersona.population import Population, item_hashes, load_population
 from polypersona.recipe import Recipe
 from polypersona.records import seed_from
+from polypersona.response_table import AskedCell
 from polypersona.scheduling.calibration import Calibration, Figures, load_calibrations, save_calibration
 from polypersona.scheduling.estimate import devices_of
 from polypersona.scheduling.inventory import WORKER_ENVIRONMENT, local_inventory, read_inventory
-from polypersona.scheduling.policy import MODEL_ENGINES, GeneratePlan, freeze_plan, limit_inventory, plan_generation
+from polypersona.scheduling.machines import limit_inventory
+from polypersona.scheduling.policy import MODEL_ENGINES, GeneratePlan, freeze_plan, plan_generation
 from polypersona.storage import RunDirectory, load_run
 from polypersona.training.artifacts import library_versions
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
 
-from polypersona.answering import AskedCell, answer_cells
+from polypersona.answering import answer_cells
 from polypersona.engines.base import Answer, Engine, EngineSettings
 from polypersona.engines.device_memory import peak_device_bytes
 from polypersona.engines.registry import load_engine
 from polypersona.errors import PolypersonaError, RunFailedError
+from polypersona.response_table import AskedCell
 from polypersona.scheduling.calibration import Figures
 
 # A first call that fills the slots may take this many times the seconds that are given to measure.

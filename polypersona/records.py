@@ -1,4 +1,4 @@
-"""The values that pass between stages: persona, item, assignment, example, response.
+"""The values that pass between stages: persona, item, assignment, example.
 
 Frozen and without behaviour beyond what follows from their own fields. Ids are derived from content, never
 counted. Knows no file, no model, no Ray.
@@ -22,13 +22,15 @@ DISPOSITIONS: tuple[Disposition, ...] = (
 )  # fmt: skip
 
 
+def encode_parts(*parts: object) -> bytes:
+    """Return the parts as bytes from which they could be told apart; those of more parts follow those of fewer."""
+    encoded = [str(part).encode() for part in parts]
+    return b"".join(len(data).to_bytes(8, "little") + data for data in encoded)
+
+
 def digest(*parts: object, size: int = 8) -> str:
-    """Return the hex BLAKE2b digest of the parts; `size` is in bytes. Parts are separated unambiguously."""
-    state = hashlib.blake2b(digest_size=size)
-    for part in parts:
-        data = str(part).encode()
-        state.update(len(data).to_bytes(8, "little") + data)
-    return state.hexdigest()
+    """Return the hex BLAKE2b digest of `encode_parts`; `size` is in bytes."""
+    return hashlib.blake2b(encode_parts(*parts), digest_size=size).hexdigest()
 
 
 def seed_from(*parts: object) -> int:
@@ -120,41 +122,3 @@ class Example:
     id: str
     messages: tuple[Mapping[str, str], ...]
     metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """The answer produced for one assignment; the columns of `storage.RESPONSE_SCHEMA`, in that order.
-
-    `option_probs` are in the item's own option order and sum to one; `options_as_shown` are the indices
-    into that order as the prompt showed them. `code` is a survey code, None where the disposition is not
-    `complete` or the item is open. Token counts are those of this cell alone; `reused_prompt_tokens` is
-    the part of `prompt_tokens` that was not computed again for it.
-    """
-
-    assignment_id: str
-    persona_id: str
-    item_id: str
-    variant: str
-    domain: str
-    response_type: str
-    wave: int
-    draw: int
-    weight: float
-    text: str
-    rationale: str
-    code: int | None
-    codes: tuple[int, ...] | None
-    value: float | None
-    label: str
-    option_probs: tuple[float, ...] | None
-    options_as_shown: tuple[int, ...] | None
-    disposition: Disposition
-    error: str
-    attempts: int
-    prompt_tokens: int
-    reused_prompt_tokens: int
-    new_tokens: int
-    adapter: str
-    seed: int
-    shard: int

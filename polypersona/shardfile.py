@@ -1,4 +1,4 @@
-"""A shard's Parquet files: responses → bytes, and bytes → a checked table.
+"""A shard's Parquet files: tables → bytes, and bytes → a checked table.
 
 The bytes are a function of the rows alone: fixed compression, no time, no host. The footer carries what an audit
 needs (`synthetic`, the fingerprint, a hash of the content, the counts). Knows no run directory and no engine.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polypersona.errors import StorageError
-from polypersona.records import Response
+from polypersona.parquet import open_parquet
 from polypersona.storage import RESPONSE_SCHEMA, SCHEMA_VERSION
 
 QUARANTINE_SCHEMA = RESPONSE_SCHEMA.append(pa.field("reason", pa.string(), nullable=False))
-_COLUMNS = tuple(field.name for field in fields(Response))
 
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a shard's file says of itself. `planned` is `committed` + `quarantined`, in both files of the shard."""
+    """What a shard's file says of itself. `planned` is `committed` + `quarantined`, in both files of the shard.
+
+    `round` counts how often the shard's quarantined rows were tried again; it names the quarantine file that counts.
+    """
 
     fingerprint: str
     shard: int
@@ -35,21 +35,12 @@ class Footer:
     committed: int
     quarantined: int
     content_hash: str = ""
+    round: int = 0
 
     @property
     def is_balanced(self) -> bool:
         """Whether the counts add up."""
         return self.planned == self.committed + self.quarantined
-
-
-def build_table(rows: Sequence[Response]) -> pa.Table:
-    """Return the rows as a table of `storage.RESPONSE_SCHEMA`."""
-    return _table(rows, RESPONSE_SCHEMA, {})
-
-
-def build_quarantine_table(rows: Sequence[tuple[Response, str]]) -> pa.Table:
-    """Return the rows that failed with their reasons, as a table of `QUARANTINE_SCHEMA`."""
-    return _table([row for row, _ in rows], QUARANTINE_SCHEMA, {"reason": [reason for _, reason in rows]})
 
 
 def render_shard(table: pa.Table, footer: Footer) -> bytes:
@@ -64,6 +55,8 @@ def render_shard(table: pa.Table, footer: Footer) -> bytes:
         "quarantined": str(footer.quarantined),
         "content_hash": content_hash(table),
     }
+    if footer.round:
+        facts["round"] = str(footer.round)
     sink = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(facts),
@@ -86,8 +79,8 @@ def read_shard(data: bytes, where: str) -> tuple[pa.Table, Footer]:
         StorageError: the bytes are no Parquet file, or its footer is not one of a shard.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+        table = open_parquet(pa.BufferReader(data)).read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last of names that are no UTF-8
         raise StorageError(f"{where} is damaged: {error}.", "Delete it and run generate again.") from error
     return table, read_footer(table.schema, where)
 
@@ -98,7 +91,9 @@ def read_footer(schema: pa.Schema, where: str) -> Footer:
     Raises:
         StorageError: it says nothing, or is of another schema version.
     """
-    stored = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    stored = {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
+    }
     version = stored.get("schema_version", "none")
     if version != str(SCHEMA_VERSION):
         raise StorageError(
@@ -107,6 +102,7 @@ def read_footer(schema: pa.Schema, where: str) -> Footer:
         )
     try:
         numbers = {name: int(stored[name]) for name in ("shard", "planned", "committed", "quarantined")}
+        numbers["round"] = int(stored.get("round", 0))
         return Footer(fingerprint=stored["fingerprint"], content_hash=stored["content_hash"], **numbers)
     except (KeyError, ValueError) as error:
         raise StorageError(
@@ -128,38 +124,42 @@ def file_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _table(rows: Sequence[Response], schema: pa.Schema, extra: Mapping[str, list[str]]) -> pa.Table:
-    values: dict[str, Sequence[object]] = {name: [get(row) for row in rows] for name, get in _GETTERS.items()}
-    values.update(extra)
-    arrays = [_array(values[field.name], field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _array(values: Sequence[object], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(kind):
-        return pa.array(values, type=kind.value_type).dictionary_encode().cast(kind)
-    return pa.array(values, type=kind)
-
-
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return pa.concat_arrays([chunk.cast(kind) for chunk in column.chunks]) if column.chunks else pa.array([], kind)
+    kind, chunks = column.type, column.chunks
+    if pa.types.is_dictionary(kind):
+        kind, chunks = kind.value_type, [chunk.dictionary_decode() for chunk in chunks]
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], kind)
 
 
 def _hash_array(state: hashlib.blake2b, array: pa.Array) -> None:
+    """Hash what marks nulls, or the lengths with -1 for them; then the values, without those of texts that are null."""
     if pa.types.is_list(array.type):
         state.update(_bytes(pc.fill_null(pc.list_value_length(array), -1)))
         _hash_array(state, pc.list_flatten(array))
     elif pa.types.is_string(array.type):
-        state.update(_bytes(pc.fill_null(pc.binary_length(array), -1)))
-        state.update(b"".join(array.cast(pa.binary()).drop_null().to_pylist()))
-    else:
+        if array.null_count:
+            state.update(_bytes(pc.fill_null(pc.binary_length(array), -1)))
+            array = array.drop_null()
+            state.update(_texts(array)[1])
+        else:
+            for part in _texts(array):
+                state.update(part)
+    elif array.null_count:
         state.update(_bytes(pc.is_valid(array).cast(pa.int8())))
         state.update(_bytes(pc.fill_null(array, 0)))
+    else:
+        state.update(b"\1" * len(array))
+        state.update(_bytes(array))
+
+
+def _texts(array: pa.Array) -> tuple[bytes, memoryview | bytes]:
+    """Return the lengths of a string array without nulls, and its UTF-8 bytes, one text behind the other."""
+    _, offsets, data = array.buffers()
+    if not len(array):
+        return b"", b""
+    ends = np.frombuffer(offsets, dtype=np.int32)[array.offset : array.offset + len(array) + 1]
+    return np.diff(ends).tobytes(), b"" if data is None else memoryview(data)[int(ends[0]) : int(ends[-1])]
 
 
 def _bytes(array: pa.Array) -> bytes:
     return np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).tobytes()
-
-
-_GETTERS = {name: attrgetter(name) for name in _COLUMNS}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from response_rows import rows_of
 
 from polypersona.answering import Task, answer_cells, build_cells, build_rows, quarantine_all
 from polypersona.engines.base import Answer, EngineSettings
@@ -57,7 +58,7 @@ def fine(cell):
 def test_a_shards_cells_are_whole_personas_in_panel_order():
     cells = build_cells(ledger(draws=2).shard(1), ledger(draws=2), POPULATION, TASK)
     assert [asked.persona.persona_id for asked in cells] == ["p2"] * 4 + ["p3"] * 4
-    assert [asked.assignment.draw for asked in cells[:4]] == [1, 1, 2, 2]
+    assert [asked.draw for asked in cells[:4]] == [1, 1, 2, 2]
     assert len({asked.cell.assignment_id for asked in cells}) == 8
     assert cells[0].cell.seed == Assignment("p2", "x.likert.01").seed(7)
 
@@ -98,9 +99,9 @@ def test_an_error_that_stays_is_quarantined_with_its_message():
     cells = build_cells(ledger(size=1).shard(0), ledger(size=1), POPULATION, TASK)[:1]
     answers = answer_cells(Scripted(error, error), cells, 2)
     rows = build_rows(ledger(size=1).shard(0), cells, answers, TASK)
-    assert not rows.committed
-    [(row, reason)] = rows.quarantined
-    assert (row.disposition, row.attempts, row.error, reason) == ("error", 2, "not now", "not now")
+    assert not rows.committed.num_rows
+    [row] = rows_of(rows.quarantined)
+    assert (row.disposition, row.attempts, row.error, row.reason) == ("error", 2, "not now", "not now")
 
 
 @pytest.mark.parametrize("fault", ["one too few", "twice the same", "another order"])
@@ -122,7 +123,7 @@ def test_a_code_that_the_item_does_not_have_is_refused():
 def test_rows_say_who_was_asked_what_and_how():
     plan = ledger(size=1)
     cells = build_cells(plan.shard(0), plan, POPULATION, TASK)
-    rows = build_rows(plan.shard(0), cells, answer_cells(FakeEngine(SETTINGS), cells, 1), TASK).committed
+    rows = rows_of(build_rows(plan.shard(0), cells, answer_cells(FakeEngine(SETTINGS), cells, 1), TASK).committed)
     closed, written = rows
     assert closed.options_as_shown == (0, 1, 2)
     assert closed.code in (1, 2, 3)
@@ -133,10 +134,29 @@ def test_rows_say_who_was_asked_what_and_how():
     assert {row.adapter for row in rows} == {"none"}
 
 
+def test_ids_and_seeds_are_those_of_the_assignments():
+    plan = ledger(draws=2)
+    for asked in build_cells(plan.shard(0), plan, POPULATION, TASK):
+        item = asked.cell.item
+        assignment = Assignment(asked.persona.persona_id, item.item_id, item.variant, asked.wave, asked.draw)
+        assert asked.cell.assignment_id == assignment.assignment_id
+        assert asked.cell.seed == assignment.seed(TASK.seed)
+
+
+def test_repeated_values_are_numbered_in_the_order_of_their_rows_in_both_files():
+    plan = ledger(size=5)
+    cells = build_cells(plan.shard(0), plan, POPULATION, TASK)
+    answers = [(error(asked.cell), 1) if asked.persona.persona_id == "p1" else (fine(asked.cell), 1) for asked in cells]
+    open_cells = [(asked, answer) for asked, answer in zip(cells, answers, strict=True) if not asked.cell.item.options]
+    rows = build_rows(plan.shard(0), *map(list, zip(*open_cells, strict=True)), TASK)
+    assert rows.committed.column("persona_id").combine_chunks().dictionary.to_pylist() == ["p0", "p2", "p3", "p4"]
+    assert rows.quarantined.column("persona_id").combine_chunks().dictionary.to_pylist() == ["p1"]
+
+
 def test_a_shard_that_is_given_up_is_quarantined_whole():
     plan = ledger()
     cells = build_cells(plan.shard(0), plan, POPULATION, TASK)
     rows = quarantine_all(plan.shard(0), cells, ("boom", "bang"), TASK)
-    assert not rows.committed
-    assert len(rows.quarantined) == 4
-    assert {(row.disposition, row.attempts, reason) for row, reason in rows.quarantined} == {("error", 2, "bang")}
+    assert not rows.committed.num_rows
+    assert rows.quarantined.num_rows == 4
+    assert {(row.disposition, row.attempts, row.reason) for row in rows_of(rows.quarantined)} == {("error", 2, "bang")}

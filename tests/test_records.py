@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypersona.records import Assignment, Item, Persona, Response, digest, seed_from
-from polypersona.storage import RESPONSE_SCHEMA
+from polypersona.records import Assignment, Item, Persona, digest, seed_from
 
 PARTS = st.tuples(st.text(), st.text(), st.text(), st.integers(1, 9), st.integers(1, 10**6))
 LIKERT = Item("health.likert.01", "health", "I feel well.", "likert", ("No", "Maybe", "Yes"))
@@ -69,7 +68,3 @@ def test_records_are_frozen_and_survive_pickling(record):
     with pytest.raises((AttributeError, TypeError)):
         record.invented = 1
     assert pickle.loads(pickle.dumps(record)) == record
-
-
-def test_a_response_has_the_columns_of_the_schema_in_their_order():
-    assert [field.name for field in dataclasses.fields(Response)] == RESPONSE_SCHEMA.names

@@ -3,16 +3,18 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from response_rows import rows_of
 from routed_bank import write_bank
 from scored_runs import row as response_row
 from scored_runs import table
 
 from polypersona import dataset, evaluate, generate
-from polypersona.answering import AskedCell, Task, answer_cells, build_cells, build_rows
+from polypersona.answering import Task, answer_cells, build_cells, build_rows
 from polypersona.engines.base import Answer, EngineSettings
 from polypersona.engines.fake import FakeEngine
 from polypersona.engines.rules import RulesEngine
@@ -28,6 +30,7 @@ from polypersona.records import Gate, Item, Persona
 from polypersona.references import TeacherReferences
 from polypersona.report import stage as report
 from polypersona.report.tally import Tally
+from polypersona.response_table import AskedCell
 from polypersona.scoring import Scorer, Settings
 from polypersona.storage import RunDirectory
 from polypersona.verify import verify
@@ -72,7 +75,9 @@ def ask(engine, items=ITEMS, personas=1, waves=1, **options):
     ledger = Ledger(personas).extend(Box(personas, population.item_keys, waves=waves))
     shard = ledger.shard(0)
     cells = build_cells(shard, ledger, population, TASK)
-    return build_rows(shard, cells, answer_cells(engine, cells, TASK.max_attempts, **options), TASK)
+    rows = build_rows(shard, cells, answer_cells(engine, cells, TASK.max_attempts, **options), TASK)
+    failed = [(row, row.reason) for row in rows_of(rows.quarantined)]
+    return SimpleNamespace(committed=rows_of(rows.committed), quarantined=failed)
 
 
 def ends(rows):
@@ -187,7 +192,7 @@ def test_every_engine_is_routed(name, tmp_path):
     ledger = Ledger(len(people)).extend(Box(len(people), population.item_keys))
     cells = build_cells(ledger.shard(0), ledger, population, TASK)
     engine = {"fake": FakeEngine, "rules": RulesEngine}[name](EngineSettings(name, 7))
-    check_routing(build_rows(ledger.shard(0), cells, answer_cells(engine, cells, 1), TASK).committed)
+    check_routing(rows_of(build_rows(ledger.shard(0), cells, answer_cells(engine, cells, 1), TASK).committed))
     assert isinstance(cells[0], AskedCell)
 
 

@@ -4,14 +4,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from response_rows import CLOSED_ROW, make_table
 
 from polypersona.errors import StorageError
-from polypersona.records import Response
 from polypersona.shardfile import (
-    QUARANTINE_SCHEMA,
     Footer,
-    build_quarantine_table,
-    build_table,
     content_hash,
     read_footer,
     read_shard,
@@ -19,46 +16,20 @@ from polypersona.shardfile import (
 )
 from polypersona.storage import RESPONSE_SCHEMA
 
-ROW = Response(
-    assignment_id="00112233445566aa",
-    persona_id="p1",
-    item_id="x.likert.01",
-    variant="",
-    domain="x",
-    response_type="likert",
-    wave=1,
-    draw=1,
-    weight=1.5,
-    text="Agree.",
-    rationale="",
-    code=4,
-    codes=None,
-    value=None,
-    label="Agree",
-    option_probs=(0.1, 0.9),
-    options_as_shown=(0, 1),
-    disposition="complete",
-    error="",
-    attempts=1,
-    prompt_tokens=10,
-    reused_prompt_tokens=5,
-    new_tokens=2,
-    adapter="run",
-    seed=2**62,
-    shard=3,
-)
-OPEN = replace(
-    ROW, assignment_id="ff", code=None, option_probs=None, options_as_shown=None, label="", text="Well, ünï."
-)
+ROW = CLOSED_ROW
+OPEN = {
+    **ROW, "assignment_id": "ff", "code": None, "option_probs": None, "options_as_shown": None, "label": "",
+    "text": "Well, ünï.",
+}  # fmt: skip
 FOOTER = Footer("ab", 3, 2, 2, 0)
 
 
 def test_the_same_rows_give_the_same_bytes():
-    assert render_shard(build_table([ROW, OPEN]), FOOTER) == render_shard(build_table([ROW, OPEN]), FOOTER)
+    assert render_shard(make_table([ROW, OPEN]), FOOTER) == render_shard(make_table([ROW, OPEN]), FOOTER)
 
 
 def test_rows_and_footer_come_back_as_they_were():
-    table, footer = read_shard(render_shard(build_table([ROW, OPEN]), FOOTER), "a file")
+    table, footer = read_shard(render_shard(make_table([ROW, OPEN]), FOOTER), "a file")
     assert table.schema.equals(RESPONSE_SCHEMA)
     assert table.num_rows == 2
     assert table.column("text").to_pylist() == ["Agree.", "Well, ünï."]
@@ -69,7 +40,7 @@ def test_rows_and_footer_come_back_as_they_were():
 
 
 def test_a_shard_without_rows_keeps_its_schema():
-    table, footer = read_shard(render_shard(build_table([]), Footer("ab", 3, 0, 0, 0)), "a file")
+    table, footer = read_shard(render_shard(make_table([]), Footer("ab", 3, 0, 0, 0)), "a file")
     assert table.schema.equals(RESPONSE_SCHEMA)
     assert table.num_rows == 0
     assert footer.content_hash == content_hash(table)
@@ -89,26 +60,27 @@ def test_a_shard_without_rows_keeps_its_schema():
     ],
 )
 def test_the_content_hash_sees_every_column(changed):
-    assert content_hash(build_table([ROW])) != content_hash(build_table([replace(ROW, **changed)]))
+    assert content_hash(make_table([ROW])) != content_hash(make_table([{**ROW, **changed}]))
 
 
 def test_the_content_hash_ignores_chunks_and_dictionaries():
-    whole = build_table([ROW, OPEN])
-    chunked = pa.concat_tables([build_table([ROW]), build_table([OPEN])])
+    whole = make_table([ROW, OPEN])
+    chunked = pa.concat_tables([make_table([ROW]), make_table([OPEN])])
     plain = whole.set_column(1, "persona_id", whole.column("persona_id").cast(pa.string()))
     assert content_hash(whole) == content_hash(chunked) == content_hash(plain)
 
 
 def test_the_content_hash_tells_where_one_text_ends():
-    first = [replace(ROW, text="ab"), replace(ROW, text="c")]
-    second = [replace(ROW, text="a"), replace(ROW, text="bc")]
-    assert content_hash(build_table(first)) != content_hash(build_table(second))
+    first = [{**ROW, "text": "ab"}, {**ROW, "text": "c"}]
+    second = [{**ROW, "text": "a"}, {**ROW, "text": "bc"}]
+    assert content_hash(make_table(first)) != content_hash(make_table(second))
 
 
-def test_quarantined_rows_carry_their_reason():
-    table = build_quarantine_table([(replace(ROW, disposition="error", code=None), "boom")])
-    assert table.schema.equals(QUARANTINE_SCHEMA)
-    assert table.column("reason").to_pylist() == ["boom"]
+def test_the_round_of_a_retry_stands_in_the_footer_of_a_retry_only():
+    first, later = (render_shard(make_table([ROW]), replace(FOOTER, round=number)) for number in (0, 2))
+    assert read_shard(first, "a file")[1].round == 0
+    assert b"round" not in read_shard(first, "a file")[0].schema.metadata
+    assert read_shard(later, "a file")[1].round == 2
 
 
 def test_a_damaged_file_is_named():
@@ -126,6 +98,6 @@ def test_a_file_whose_footer_is_not_a_shards_is_named(broken):
 
 
 def test_a_file_of_another_schema_version_is_refused():
-    schema = build_table([ROW]).schema.with_metadata({"schema_version": "9"})
+    schema = make_table([ROW]).schema.with_metadata({"schema_version": "9"})
     with pytest.raises(StorageError, match="schema version 9"):
         read_footer(schema, "a file")

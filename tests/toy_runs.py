@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from response_rows import make_table
+
 from polypersona.chatml import render_answer
 from polypersona.engines.base import Answer
 from polypersona.examples import build_example, render_examples
 from polypersona.questionbank import load_instrument
 from polypersona.recipe import InstrumentRecipe, Recipe, build_recipe
-from polypersona.records import Assignment, Item, Persona, Response
+from polypersona.records import Assignment, Item, Persona
 from polypersona.report.paper import DOMAINS
-from polypersona.shardfile import Footer, build_quarantine_table, build_table, render_shard
+from polypersona.shardfile import QUARANTINE_SCHEMA, Footer, render_shard
 from polypersona.storage import RunDirectory, update_run
 
 _JOBS = ("nurse", "teacher", "electrician", "farmer", "accountant", "driver")
@@ -91,12 +93,13 @@ def write_run(
         for index, (persona, item) in enumerate(cells)
     ]
     failed, kept = rows[:quarantined], rows[quarantined:]
-    for shard in sorted({row.shard for row in kept}):
-        part = [row for row in kept if row.shard == shard]
+    for shard in sorted({row["shard"] for row in kept}):
+        part = [row for row in kept if row["shard"] == shard]
         footer = Footer("f00d", shard, len(part), len(part), 0)
-        run.write(f"responses/shard-{shard:05d}-f00d.parquet", render_shard(build_table(part), footer))
+        run.write(f"responses/shard-{shard:05d}-f00d.parquet", render_shard(make_table(part), footer))
     if failed:
-        table = build_quarantine_table([(row, "the engine failed three times: out of memory") for row in failed])
+        reason = {"reason": "the engine failed three times: out of memory"}
+        table = make_table([row | reason for row in failed], QUARANTINE_SCHEMA)
         footer = Footer("f00d", 0, len(failed), 0, len(failed))
         run.write("quarantine/shard-00000-f00d.parquet", render_shard(table, footer))
     run.write_json("scores/scores.json", dict(toy_scores(items) if scores is None else scores))
@@ -196,18 +199,20 @@ def _answer(persona: Persona, item: Item, rng: random.Random) -> Answer:
     )  # fmt: skip
 
 
-def _response(persona: Persona, item: Item, rng: random.Random, shard: int, text: str | None) -> Response:
+def _response(persona: Persona, item: Item, rng: random.Random, shard: int, text: str | None) -> dict[str, Any]:
     answer = _answer(persona, item, rng)
     assignment = Assignment(persona.persona_id, item.item_id)
     outcome = rng.choices(("complete", "truncated", "refusal"), (96, 3, 1))[0] if not item.is_closed else "complete"
-    return Response(
-        assignment_id=assignment.assignment_id, persona_id=persona.persona_id, item_id=item.item_id, variant="",
-        domain=item.domain, response_type=item.response_type, wave=1, draw=1, weight=1.0,
-        text=answer.text if text is None else text, rationale=answer.rationale, code=answer.code, codes=None,
-        value=None, label=answer.label, option_probs=answer.option_probs, options_as_shown=None,
-        disposition=outcome, error="", attempts=1, prompt_tokens=180, reused_prompt_tokens=121,
-        new_tokens=answer.new_tokens, adapter="run", seed=assignment.seed(7), shard=shard,
-    )  # fmt: skip
+    return {
+        "assignment_id": assignment.assignment_id, "persona_id": persona.persona_id, "item_id": item.item_id,
+        "variant": "",
+        "domain": item.domain, "response_type": item.response_type, "wave": 1, "draw": 1, "weight": 1.0,
+        "text": answer.text if text is None else text, "rationale": answer.rationale,
+        "code": answer.code, "codes": None,
+        "value": None, "label": answer.label, "option_probs": answer.option_probs, "options_as_shown": None,
+        "disposition": outcome, "error": "", "attempts": 1, "prompt_tokens": 180, "reused_prompt_tokens": 121,
+        "new_tokens": answer.new_tokens, "adapter": "run", "seed": assignment.seed(7), "shard": shard,
+    }  # fmt: skip
 
 
 def _training() -> dict[str, Any]:

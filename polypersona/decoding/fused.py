@@ -166,8 +166,15 @@ def _linear(*modules: Any) -> Linear:
     if not is_tied:  # a head may share its weight with the embedding
         for module in modules:
             module.weight = None
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if _suits_mkldnn(weight):
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
         multiply = torch.ops.mkldnn._linear_pointwise
         return lambda states: multiply(states, laid_out, bias, "none", [], "")
     return lambda states: functional.linear(states, weight, bias)
+
+
+def _suits_mkldnn(weight: torch.Tensor) -> bool:
+    """Return whether oneDNN multiplies by this weight here: a CPU without AVX-512 has no bf16 of it."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from polypersona.decoding.choice import choose_option
 from polypersona.decoding.prompts import NOT_FINITE, Prompt, PromptGroup, Written
-from polypersona.decoding.sampling import SamplingSettings, TokenSampler, choose_option
+from polypersona.decoding.sampling import SamplingSettings, TokenSampler
 
 
 class PlainTokenEngine:
@@ -75,7 +76,7 @@ class PlainTokenEngine:
             written.log_probs = totals
             if prompt.length_norm:
                 totals = [total / len(option) for total, option in zip(totals, prompt.options, strict=True)]
-            written.choice, _ = choose_option(totals, prompt.seed, is_greedy=self._is_greedy)
+            written.choice, written.probs = choose_option(totals, prompt.seed, is_greedy=self._is_greedy)
             before += prompt.chosen(written.choice)
         while len(written.tokens) < prompt.max_new_tokens and not written.is_ended:
             logits = self._logits([*before, *written.tokens])[-1:]

@@ -15,20 +15,21 @@ NOT_FINITE = "the model's logits are not finite"
 class Written:
     """What came of a prompt.
 
-    `log_probs` has one number per option, sums of its tokens' log-probabilities; `choice` is the index drawn. `tokens`
-    are written after the prompt and the choice; `is_ended` says that the model or a stop string ended them.
-    `num_reused` counts prompt tokens that were computed for another prompt or for an earlier turn.
+    `log_probs` has one number per option, sums of its tokens' log-probabilities; `choice` is the index drawn, from
+    `probs`. `tokens` are written after the prompt and the choice; `is_ended` says that the model or a stop string
+    ended them. `num_reused` counts prompt tokens that were computed for another prompt or for an earlier turn.
     """
 
     choice: int | None = None
     log_probs: list[float] = field(default_factory=list)
+    probs: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     is_ended: bool = False
     num_reused: int = 0
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Prompt:
     """One thing to answer.
 

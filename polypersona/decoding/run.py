@@ -15,11 +15,12 @@ import torch
 
 from polypersona.decoding.attention import PrefillAttention, Segment, StepAttention
 from polypersona.decoding.cache import KeyValueCache
+from polypersona.decoding.choice import choose_option
 from polypersona.decoding.decoder import Decoder
 from polypersona.decoding.native import NativeAttention
 from polypersona.decoding.option_tree import option_tree
 from polypersona.decoding.prompts import NOT_FINITE, Prompt, PromptGroup, Written
-from polypersona.decoding.sampling import TokenSampler, choose_option
+from polypersona.decoding.sampling import TokenSampler
 from polypersona.errors import EngineError
 
 ROOT = 0  # the place of what all groups share
@@ -234,7 +235,7 @@ class Run:
             weighed = totals
             if prompt.length_norm:
                 weighed = [total / len(option) for total, option in zip(totals, prompt.options, strict=True)]
-            written.choice, _ = choose_option(weighed, prompt.seed, is_greedy=self._machine.is_greedy)
+            written.choice, written.probs = choose_option(weighed, prompt.seed, is_greedy=self._machine.is_greedy)
             if prompt.max_new_tokens:
                 row.own += prompt.chosen(written.choice)
                 self._unfinished.append(row)

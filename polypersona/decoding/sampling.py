@@ -1,4 +1,4 @@
-"""Seeded choices that depend on a cell's own seed and step alone, whatever is computed beside them."""
+"""Seeded draws of tokens that depend on a cell's own seed and step alone, whatever is computed beside them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from ctypes import CDLL
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from polypersona.decoding.choice import uniforms
 from polypersona.decoding.native import draw_tokens, load_kernels
-
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +21,6 @@ class SamplingSettings:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-
-
-def uniform(seed: int, step: int) -> float:
-    """Return a number in [0, 1), a function of (seed, step): the SplitMix64 finaliser of Steele et al. (2014), twice.
-
-    `seed` is in [0, 2**63), `step` counts a cell's draws from 0.
-    """
-    return (_mix(_mix(seed) + step * 0x9E3779B97F4A7C15) >> 11) / 2.0**53
-
-
-def choose_option(log_probs: Sequence[float], seed: int, *, is_greedy: bool) -> tuple[int, list[float]]:
-    """Return the index drawn and the probabilities (softmax of the log probabilities) it is drawn from."""
-    probs = torch.softmax(torch.tensor(log_probs, dtype=torch.float64), 0)
-    if is_greedy:
-        return int(probs.argmax()), probs.tolist()
-    edges = probs.cumsum(0)
-    index = int(torch.searchsorted(edges, torch.tensor(uniform(seed, 0), dtype=torch.float64) * edges[-1], right=True))
-    return min(index, len(log_probs) - 1), probs.tolist()
 
 
 class TokenSampler:
@@ -102,14 +81,6 @@ class TokenSampler:
         return load_kernels(logits.dtype)
 
 
-def uniforms(seeds: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return `uniform` of every pair, (rows,)."""
-    with np.errstate(over="ignore"):
-        mixed = _mix_all(np.array(seeds, np.uint64))
-        mixed = _mix_all(mixed + np.array(steps, np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
 def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Return, per row, the first index whose cumulative share exceeds the row's draw."""
     edges = probs.cumsum(-1)
@@ -146,17 +117,3 @@ def _filtered(probs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
     if settings.min_p > 0.0:
         probs = probs.masked_fill(probs < settings.min_p * probs.max(-1, keepdim=True).values, 0.0)
     return probs
-
-
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
-def _mix_all(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from polypersona.chatml import ShowOptions
 from polypersona.records import Disposition, Item, Persona
@@ -16,8 +16,7 @@ from polypersona.records import Disposition, Item, Persona
 Reproduces = Literal["bytes", "codes", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """An assignment inside an engine. `order` are indices into the item's options as the prompt shows them."""
 
     assignment_id: str
@@ -34,8 +33,7 @@ class Group:
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What an engine says to one cell.
 
     `text` is the whole answer (a closed one: the chosen option's sentence and the rationale); `rationale` the part

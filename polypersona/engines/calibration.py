@@ -29,17 +29,16 @@ def rotations(reader: CellReader, asked: AskedCell) -> list[Prompt]:
     order = cell.order or tuple(range(len(cell.item.options)))
     prompts = []
     for turn in range(len(order)):
-        turned = replace(cell, order=order[turn:] + order[:turn])
-        messages = build_messages(asked.persona, cell.item, reader.settings.show_options, turned.order)
-        prompt = reader.prompt(encode_prompt(reader.tokenizer, messages), turned)
+        turned = cell._replace(order=order[turn:] + order[:turn])
+        prompt = reader.prompt(reader.encode(asked.persona, turned), turned)
         prompts.append(replace(prompt, max_new_tokens=0, choices=()))
-        asked.error = asked.error or reader.too_long(len(prompt.ids), prompt)
+        asked.error = asked.error or reader.too_long(len(prompt.ids), turned)
     return prompts
 
 
 def content_free_prompt(reader: CellReader, asked: AskedCell) -> Prompt:
     """Return a prompt that scores the cell's options for a respondent and a question that say nothing."""
-    cell = replace(asked.cell, item=replace(asked.cell.item, stem=_NO_CONTENT), seed=0)
+    cell = asked.cell._replace(item=replace(asked.cell.item, stem=_NO_CONTENT), seed=0)
     messages = build_messages(
         Persona(_NO_CONTENT, text=_NO_CONTENT), cell.item, reader.settings.show_options, cell.order
     )

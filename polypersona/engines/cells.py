@@ -6,24 +6,40 @@ Takes a tokenizer and the engine's settings. Knows no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from polypersona.chatml import (
-    build_messages,
-    encode,
-    encode_prompt,
-    render_answer,
-    render_choice,
-    shown_place,
-)
+from polypersona.chatml import encode_text, render_answer, render_choice, shown_place
 from polypersona.coding import code_answer, disposition_of, split_rationale
 from polypersona.decoding.prompts import Prompt, Written
 from polypersona.engines.base import Answer, Cell, EngineSettings
+from polypersona.engines.encoding import PromptEncoder
 from polypersona.interview import answer_lead
-from polypersona.records import Persona
+from polypersona.records import Item, Persona
+
+_MAX_QUESTIONS = 4096
+_UNWRITTEN = Written()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What all cells that ask an item with its options in one order have in common.
+
+    `options` are scored and `choices` written, as in `Prompt`; `texts` are the whole answers that pick an option and
+    say no more; `num_after` is how many tokens an answer may take.
+    """
+
+    item: Item
+    options: tuple[tuple[int, ...], ...]
+    choices: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    max_new_tokens: int
+    length_norm: bool
+    num_after: int
+
+    def prompt(self, ids: Sequence[int], seed: int) -> Prompt:
+        """Return the prompt of a cell whose question is `ids`."""
+        return Prompt(ids, seed, self.max_new_tokens, self.options, self.choices, self.length_norm)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +48,7 @@ class AskedCell:
 
     persona: Persona
     cell: Cell
+    question: Question
     prompt: Prompt
     error: str = ""
     written: Written | None = None
@@ -48,42 +65,79 @@ class CellReader:
 
     def __init__(self, tokenizer: Any, settings: EngineSettings, max_tokens: int) -> None:
         self.tokenizer, self.settings, self.max_tokens = tokenizer, settings, max_tokens
+        self._encoder = PromptEncoder(tokenizer, settings.show_options)
         self._lead = answer_lead(tokenizer)
         self._choices: dict[str, tuple[int, ...]] = {}
+        self._questions: dict[tuple[int, tuple[int, ...] | None], Question] = {}
 
     def ask(self, persona: Persona, cell: Cell) -> AskedCell:
         """Return the cell with its prompt; one that does not fit the context carries its error."""
-        messages = build_messages(persona, cell.item, self.settings.show_options, cell.order)
-        asked = AskedCell(persona, cell, self.prompt(encode_prompt(self.tokenizer, messages), cell))
-        asked.error = self.too_long(len(asked.prompt.ids), asked.prompt)
-        return asked
+        ids, question = self._encoder.encode(persona, cell.item, cell.order), self.question(cell)
+        is_too_long = len(ids) + question.num_after > self.max_tokens
+        error = self.too_long(len(ids), cell) if is_too_long else ""
+        return AskedCell(persona, cell, question, question.prompt(ids, cell.seed), error)
+
+    def question(self, cell: Cell) -> Question:
+        """Return what the cell has in common with all that ask its item in its order."""
+        key = id(cell.item), cell.order
+        found = self._questions.get(key)
+        if found is None:
+            if len(self._questions) >= _MAX_QUESTIONS:
+                self._questions.clear()
+            found = self._questions[key] = self._build_question(cell)
+        return found
+
+    def encode(self, persona: Persona, cell: Cell) -> list[int]:
+        """Return the tokens that ask the persona the cell's question."""
+        return self._encoder.encode(persona, cell.item, cell.order)
+
+    @property
+    def num_shared(self) -> int:
+        """Return how many tokens the prompts of the last persona that was asked share."""
+        return self._encoder.num_shared
 
     def prompt(self, ids: Sequence[int], cell: Cell) -> Prompt:
         """Return the prompt of a cell whose question is `ids`."""
-        limit = self.settings.max_new_tokens
-        if not cell.item.is_closed or self.settings.closed != "score":
-            return Prompt(ids, cell.seed, limit)
-        choices = tuple(self.choice(cell, index) for index in range(len(cell.item.options)))
-        rest = limit if self.settings.rationale else 0
-        letters = tuple(choice[:1] for choice in choices)
-        if self.settings.show_options == "letters" and len(set(letters)) == len(letters):
-            return Prompt(ids, cell.seed, rest, letters, choices)
-        return Prompt(ids, cell.seed, rest, choices, length_norm=self.settings.length_norm)
+        return self.question(cell).prompt(ids, cell.seed)
 
     def choice(self, cell: Cell, index: int) -> tuple[int, ...]:
         """Return the tokens with which an answer picks an option."""
         place = shown_place(index, cell.order)
         text = render_choice(cell.item.options[index], self.settings.show_options, place)
         if text not in self._choices:
-            self._choices[text] = tuple(encode(self.tokenizer, self._lead + text))
+            self._choices[text] = tuple(encode_text(self.tokenizer, self._lead + text))
         return self._choices[text]
 
-    def too_long(self, num_before: int, prompt: Prompt, what: str = "prompt") -> str:
-        """Return why a prompt does not fit after so many tokens, itself included; empty where it does."""
-        need = num_before + max(map(len, prompt.choices or prompt.options), default=0) + prompt.max_new_tokens
+    def too_long(self, num_before: int, cell: Cell, what: str = "prompt") -> str:
+        """Return why a cell's prompt does not fit after so many tokens, itself included; empty where it does."""
+        need = num_before + self._question(cell).num_after
         if need <= self.max_tokens:
             return ""
         return f"the {what} has {num_before} tokens, {need} with its answer; the model has room for {self.max_tokens}"
+
+    def _question(self, cell: Cell) -> Question:
+        key = id(cell.item), cell.order
+        found = self._questions.get(key)
+        if found is None:
+            if len(self._questions) >= _MAX_QUESTIONS:
+                self._questions.clear()
+            found = self._questions[key] = self._build_question(cell)
+        return found
+
+    def _build_question(self, cell: Cell) -> Question:
+        item, limit, show = cell.item, self.settings.max_new_tokens, self.settings.show_options
+        if not item.is_closed or self.settings.closed != "score":
+            return Question(item, (), (), (), limit, False, limit)
+        options = tuple(self.choice(cell, index) for index in range(len(item.options)))
+        texts = tuple(
+            render_answer(label, "", show, shown_place(index, cell.order)) for index, label in enumerate(item.options)
+        )
+        rest = limit if self.settings.rationale else 0
+        num_after = max(map(len, options)) + rest
+        letters = tuple(option[:1] for option in options)
+        if show == "letters" and len(set(letters)) == len(letters):
+            return Question(item, letters, options, texts, rest, False, num_after)
+        return Question(item, options, (), texts, rest, self.settings.length_norm, num_after)
 
     def is_stopped(self, tokens: Sequence[int]) -> bool:
         """Return whether a stop string ends the text."""
@@ -102,31 +156,30 @@ class CellReader:
             return 0, []
         kept = max(count for count in range(len(tokens)) if text[:end].startswith(self._decode(tokens[:count])))
         rest = text[len(self._decode(tokens[:kept])) : end].rstrip()
-        return len(tokens) - kept, encode(self.tokenizer, rest) if rest else []
+        return len(tokens) - kept, encode_text(self.tokenizer, rest) if rest else []
 
     def read(self, asked: AskedCell) -> Answer:
         """Return the answer to a cell."""
-        prompt, written = asked.prompt, asked.written or Written()
-        answer = self._read(asked, written)
-        return replace(
-            answer,
-            prompt_tokens=len(prompt.ids),
-            reused_prompt_tokens=min(written.num_reused, len(prompt.ids)),
-            new_tokens=len(written.tokens),
-        )
+        written, cell = asked.written or _UNWRITTEN, asked.cell
+        num_prompt, drawn = len(asked.prompt.ids), asked.calibrated or written
+        counts = num_prompt, min(written.num_reused, num_prompt), len(written.tokens)
+        index = drawn.choice
+        if index is None or asked.error or written.error:
+            answer = self._read(asked, written)
+            return answer._replace(prompt_tokens=counts[0], reused_prompt_tokens=counts[1], new_tokens=counts[2])
+        item, text, whole = cell.item, "", asked.question.texts[index]
+        if written.tokens:
+            text = self.text(written)
+            whole = render_answer(item.options[index], text, self.settings.show_options, shown_place(index, cell.order))
+        code, label, probs = item.codes[index], item.options[index], tuple(drawn.probs)
+        return Answer(cell.assignment_id, whole, "complete", text, code, label, probs, "", *counts)
 
     def _read(self, asked: AskedCell, written: Written) -> Answer:
         item, order, cell_id = asked.cell.item, asked.cell.order, asked.cell.assignment_id
-        show = self.settings.show_options
         if error := asked.error or written.error:
             return Answer(cell_id, "", "error", error=error)
         text = self.text(written)
-        drawn = asked.calibrated or written
-        if drawn.choice is not None:
-            label, probs = item.options[drawn.choice], tuple(_probabilities(asked, drawn))
-            whole = render_answer(label, text, show, shown_place(drawn.choice, order))
-            return Answer(cell_id, whole, "complete", text, item.codes[drawn.choice], label, probs)
-        has_letters = show == "letters"
+        has_letters = self.settings.show_options == "letters"
         is_cut = not written.is_ended
         disposition = disposition_of(item, text, is_truncated=is_cut, order=order, has_letters=has_letters)
         is_coded = item.is_closed and disposition == "complete"
@@ -136,14 +189,6 @@ class CellReader:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-def _probabilities(asked: AskedCell, drawn: Written) -> list[float]:
-    """Return the probabilities the choice was drawn from; calibrated totals are weighed already."""
-    totals = drawn.log_probs
-    if asked.prompt.length_norm and asked.calibrated is None:
-        totals = [total / len(option) for total, option in zip(totals, asked.prompt.options, strict=True)]
-    return torch.softmax(torch.tensor(totals, dtype=torch.float64), 0).tolist()
 
 
 def _stop_at(text: str, stops: Sequence[str]) -> int | None:

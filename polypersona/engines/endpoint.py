@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from polypersona.chatml import (
@@ -27,6 +26,7 @@ from polypersona.chatml import (
     render_answer,
 )
 from polypersona.coding import code_answer, disposition_of, split_rationale
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Answer, Cell, EndpointSettings, EngineSettings, Group, Reproduces
 from polypersona.engines.endpoint_client import EndpointClient, Failure, Request, read_key
 from polypersona.engines.endpoint_reply import Completion, letter_log_probs
@@ -105,8 +105,7 @@ class EndpointEngine:
             return Answer(cell.assignment_id, "", "error", error=outcome.reason)
         read = self._read_letter if self._is_scored(cell.item) else self._read_text
         answer = Answer(cell.assignment_id, outcome.text, "refusal") if outcome.is_refused else read(cell, outcome)
-        return replace(
-            answer,
+        return answer._replace(
             prompt_tokens=outcome.prompt_tokens,
             reused_prompt_tokens=outcome.cached_tokens,
             new_tokens=outcome.new_tokens,
@@ -138,7 +137,7 @@ class EndpointEngine:
             return Answer(cell.assignment_id, completion.text, "invalid")
         order = cell.order or tuple(range(len(item.options)))
         by_option = [shown[order.index(index)] for index in range(len(item.options))]
-        index, probs = _choose(by_option, cell.seed, is_greedy=self._settings.temperature == 0)
+        index, probs = choose_option(by_option, cell.seed, is_greedy=self._settings.temperature == 0)
         label = item.options[index]
         text = render_answer(label, "", self._settings.show_options, order.index(index))
         return Answer(cell.assignment_id, text, "complete", "", item.codes[index], label, tuple(probs))
@@ -174,9 +173,3 @@ def check_settings(settings: EngineSettings) -> EndpointSettings:
             "Set generate.closed: text, or generate.rationale: false.",
         )
     return settings.endpoint
-
-
-def _choose(log_probs: Sequence[float], seed: int, *, is_greedy: bool) -> tuple[int, list[float]]:
-    from polypersona.decoding.sampling import choose_option  # loads torch, which written answers do not need
-
-    return choose_option(log_probs, seed, is_greedy=is_greedy)

@@ -9,32 +9,37 @@ Failures on request. An attribute `fake_failure` of a persona makes its cells fa
 - `raise`: the engine raises, as on a bug or a lost device;
 - `crash`: the process dies at once, as under `kill -9`.
 
-With an attribute `fake_once` that names a file, the failure happens only while there is no such file, and creates it.
+With an attribute `fake_item` only the cells of that item fail. With an attribute `fake_once` that names a file, the
+failure happens only while there is no such file, and creates it.
 An attribute `fake_delay_s` makes the persona's cells take that many seconds.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
-from polypersona.chatml import (
-    SYSTEM_PROMPT,
-    card_attributes,
-    clean_text,
-    render_answer,
-    render_card,
-    render_question,
-    shown_place,
-)
+import numpy as np
+import numpy.typing as npt
+
+from polypersona.chatml import card_attributes, clean_text, render_answer, shown_place
+from polypersona.decoding.choice import choose_in_rows, uniforms
+from polypersona.decoding.prompts import Written
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
+from polypersona.engines.cells import AskedCell, CellReader
 from polypersona.errors import EngineError, nearest
-from polypersona.records import Disposition, Persona, seed_from
+from polypersona.records import Disposition, Item, Persona, seed_from
 
+_WORD = re.compile(r"\S+")
+_MAX_TOKENS = 1 << 20
+_MAX_NUMBERS = 4096
+_COMPLETE: Disposition = "complete"
+_TRUNCATED: Disposition = "truncated"
 FAILURES = ("error", "refusal", "invalid", "nonresponse", "raise", "crash")
 
 _FAILED: dict[str, tuple[Disposition, str]] = {
@@ -47,8 +52,29 @@ _VERBS = ("matters a lot", "matters little", "comes first", "comes last", "has i
 _REASONS = ("because of my family", "because of my work", "because of where I live", "because of what I have seen")
 
 
+class WordTokenizer:
+    """A tokenizer whose tokens are words; their ids say nothing. It has no chat template, so prompts are ChatML."""
+
+    chat_template: Any = None
+    all_special_tokens: ClassVar[list[str]] = []
+    all_special_ids: tuple[int, ...] = ()
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool = False) -> dict[str, Any]:
+        """Return the words of a text as numbers, and where they stand."""
+        spans = [word.span() for word in _WORD.finditer(text)]
+        return {"input_ids": [end - begin for begin, end in spans], "offset_mapping": spans}
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Refuse: there is no template."""
+        raise NotImplementedError("a word tokenizer has no chat template")
+
+
 class FakeEngine:
-    """An engine without a model. See the module's docstring."""
+    """An engine without a model. See the module's docstring.
+
+    Closed cells take the packed engine's own way: its prompts, draws and answers. Only the log probabilities come from
+    a hash.
+    """
 
     name = "fake"
     reproduces: Reproduces = "bytes"
@@ -59,7 +85,9 @@ class FakeEngine:
                 "The fake engine does not know generate.top_k, top_p and min_p.", "Leave them out of the recipe."
             )
         self._settings = settings
-        self._question_words: dict[tuple[str, str], int] = {}
+        self._is_scored = settings.closed == "score" and not settings.rationale
+        self._cells = CellReader(WordTokenizer(), settings, _MAX_TOKENS)
+        self._numbers: dict[int, tuple[Item, int]] = {}
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in the order of the groups and of their cells."""
@@ -69,63 +97,73 @@ class FakeEngine:
         """Free nothing."""
 
     def _answer_group(self, group: Group) -> list[Answer]:
-        persona = group.persona
-        delay_s = persona.attributes.get("fake_delay_s", 0)
+        delay_s = group.persona.attributes.get("fake_delay_s")
         if delay_s:
             time.sleep(float(str(delay_s)))
-        failure = _take_failure(persona)
-        if failure:
-            return [_failed(cell, failure) for cell in group.cells]
-        shared = len(SYSTEM_PROMPT.split()) + len(render_card(persona).split())
-        facts = _facts(persona)
+        failures = _take_failures(group)
+        asked = [self._cells.ask(group.persona, cell) for cell in group.cells]
+        for index, found in enumerate(asked):
+            found.written = Written(num_reused=self._cells.num_shared if index else 0)
+        self._choose(group.persona, [cell for cell in asked if cell.cell.item.options])
         return [
-            self._answer_cell(persona, cell, facts, shared, reused=shared if index else 0)
-            for index, cell in enumerate(group.cells)
+            _failed(cell.cell, failure) if failure else self._read(cell)
+            for cell, failure in zip(asked, failures, strict=True)
         ]
 
-    def _answer_cell(self, persona: Persona, cell: Cell, facts: str, shared: int, *, reused: int) -> Answer:
-        settings, item = self._settings, cell.item
+    def _choose(self, persona: Persona, asked: Sequence[AskedCell]) -> None:
+        """Draw an option in every cell."""
+        by_count: dict[int, list[AskedCell]] = {}
+        for found in asked:
+            by_count.setdefault(len(found.cell.item.options), []).append(found)
+        is_greedy = self._settings.temperature == 0
+        for count, alike in by_count.items():
+            keys = np.array([self._number(found.cell.item) for found in alike], np.uint64)
+            keys ^= np.uint64(seed_from(self._settings.seed, persona.persona_id))
+            log_probs = option_log_probs(self._settings, keys, count)
+            choices, probs = choose_in_rows(log_probs, [found.cell.seed for found in alike], is_greedy=is_greedy)
+            for found, choice, shares in zip(alike, choices, probs, strict=True):
+                if found.written is not None:
+                    found.written.choice, found.written.probs = choice, shares
+
+    def _number(self, item: Item) -> int:
+        known = self._numbers.get(id(item))
+        if known is None:
+            if len(self._numbers) >= _MAX_NUMBERS:
+                self._numbers.clear()
+            # The item is kept, so that no other object takes its identity.
+            known = self._numbers[id(item)] = item, seed_from(self._settings.seed, item.item_id, item.variant)
+        return known[1]
+
+    def _read(self, asked: AskedCell) -> Answer:
+        cell, written = asked.cell, asked.written or Written()
+        item, choice = cell.item, written.choice
+        if choice is not None and self._is_scored:
+            return self._cells.read(asked)
         draw = random.Random(cell.seed)
-        code, label, probs, place = None, "", None, None
-        if item.is_closed:
-            probs = option_probabilities(settings, persona.persona_id, item.item_id + item.variant, len(item.options))
-            index = draw.choices(range(len(probs)), probs)[0]
-            code, label, place = item.codes[index], item.options[index], shown_place(index, cell.order)
+        facts = _facts(asked.persona)
         words = f"{draw.choice(_OPENINGS)} {facts}, this {draw.choice(_VERBS)} {draw.choice(_REASONS)}."
-        rationale = words if item.is_closed and settings.rationale else ""
-        text = render_answer(label, rationale, settings.show_options, place) if item.is_closed else words
-        kept = text.split()[: settings.max_new_tokens]
-        is_cut = len(kept) < len(text.split()) and not item.is_closed
-        return Answer(
-            assignment_id=cell.assignment_id,
-            text=" ".join(kept) if is_cut else text,
-            disposition="truncated" if is_cut else "complete",
-            rationale=rationale,
-            code=code,
-            label=label,
-            option_probs=probs if settings.closed == "score" else None,
-            prompt_tokens=shared + self._count_question(cell),
-            reused_prompt_tokens=reused,
-            new_tokens=len(kept),
-        )
-
-    def _count_question(self, cell: Cell) -> int:
-        key = (cell.item.item_id, cell.item.variant)
-        if key not in self._question_words:
-            question = render_question(cell.item, self._settings.show_options, cell.order)
-            self._question_words[key] = len(question.split())
-        return self._question_words[key]
+        text, rationale, code, label, probs = words, "", None, "", None
+        if choice is not None:
+            code, label, rationale = item.codes[choice], item.options[choice], words if self._settings.rationale else ""
+            text = render_answer(label, rationale, self._settings.show_options, shown_place(choice, cell.order))
+            probs = tuple(written.probs) if self._settings.closed == "score" else None
+        kept = text.split()[: self._settings.max_new_tokens]
+        is_cut = len(kept) < len(text.split()) and choice is None
+        counts = len(asked.prompt.ids), written.num_reused, len(kept)
+        text, disposition = (" ".join(kept), _TRUNCATED) if is_cut else (text, _COMPLETE)
+        return Answer(cell.assignment_id, text, disposition, rationale, code, label, probs, "", *counts)
 
 
-def option_probabilities(settings: EngineSettings, persona_id: str, item_key: str, count: int) -> tuple[float, ...]:
-    """Return the probabilities of an item's options: a hash of (seed, persona, item), tempered, summing to one."""
-    numbers = random.Random(seed_from(settings.seed, persona_id, item_key))
-    logits = [4.0 * numbers.random() for _ in range(count)]
-    if settings.temperature == 0:
-        return tuple(1.0 if logit == max(logits) else 0.0 for logit in logits)
-    weights = [math.exp((logit - max(logits)) / settings.temperature) for logit in logits]
-    total = sum(weights)
-    return tuple(weight / total for weight in weights)
+def option_log_probs(settings: EngineSettings, keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.float64]:
+    """Return log probabilities of options up to a constant, (rows, options): numbers in [0, 4) from keys, tempered.
+
+    Args:
+        settings: of the engine; the temperature tells them apart.
+        keys: one a row, in [0, 2**63).
+        count: how many options each row has.
+    """
+    numbers = uniforms(np.repeat(keys, count), np.tile(np.arange(count), len(keys)))
+    return (4.0 / (settings.temperature or 1.0)) * numbers.reshape(-1, count)
 
 
 def _facts(persona: Persona) -> str:
@@ -138,27 +176,32 @@ def _facts(persona: Persona) -> str:
     return "with " + " and ".join(shown[:3]) if shown else f"as {persona.persona_id}"
 
 
-def _take_failure(persona: Persona) -> str:
-    """Return the failure the persona asks for, or an empty string; raise or die where it asks for that."""
+def _take_failures(group: Group) -> list[str]:
+    """Return the failure of each cell, empty where it does not fail; raise or die where the persona asks for that."""
+    persona, nothing = group.persona, [""] * len(group.cells)
     failure = str(persona.attributes.get("fake_failure", ""))
     if not failure:
-        return ""
+        return nothing
     if failure not in FAILURES:
         raise EngineError(
             f"Persona {persona.persona_id!r}: {failure!r} is no fake_failure.{nearest(failure, FAILURES)}",
             f"Choose one of {', '.join(FAILURES)}.",
         )
+    item_id = persona.attributes.get("fake_item")
+    failures = [failure if item_id in (None, cell.item.item_id) else "" for cell in group.cells]
+    if item_id is not None and not any(failures):
+        return nothing
     once = persona.attributes.get("fake_once")
     if once is not None:
         marker = Path(str(once))
         if marker.exists():
-            return ""
+            return nothing
         marker.touch()
     if failure == "raise":
         raise RuntimeError(f"persona {persona.persona_id!r} asked the fake engine to raise")
     if failure == "crash":
         os._exit(1)
-    return failure
+    return failures
 
 
 def _failed(cell: Cell, failure: str) -> Answer:

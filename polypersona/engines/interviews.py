@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from polypersona.chatml import end_of_turn_ids, shared_prefix_length
+from polypersona.chatml import shared_prefix_length, stop_ids
 from polypersona.decoding.batching import TokenEngine
 from polypersona.decoding.plain import PlainTokenEngine
 from polypersona.decoding.prompts import Prompt, PromptGroup, Written
@@ -49,7 +49,7 @@ class InterviewRunner:
 
     def __init__(self, reader: CellReader, tokens: TokenEngine | PlainTokenEngine, max_tokens: int) -> None:
         self._reader, self._tokens, self._max_tokens = reader, tokens, max_tokens
-        self._ends = end_of_turn_ids(reader.tokenizer)
+        self._ends = stop_ids(reader.tokenizer)
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order."""
@@ -113,10 +113,10 @@ class InterviewRunner:
         reader = self._reader
         prompt = self._prompt(interview, cell)
         num_tokens = interview.num_tokens + len(prompt.ids)
-        asked = AskedCell(interview.persona, cell, prompt)
-        asked.error = reader.too_long(num_tokens, prompt, "interview up to here" if interview.turns else "prompt")
+        asked = AskedCell(interview.persona, cell, reader.question(cell), prompt)
+        asked.error = reader.too_long(num_tokens, cell, "interview up to here" if interview.turns else "prompt")
         if asked.error:
-            self._settle(interview, cell, replace(reader.read(asked), prompt_tokens=num_tokens))
+            self._settle(interview, cell, reader.read(asked)._replace(prompt_tokens=num_tokens))
             return None
         interview.current, interview.num_tokens = asked, num_tokens
         return replace(prompt, follow=lambda written: self._follow(interview, written))
@@ -135,8 +135,7 @@ class InterviewRunner:
             return None
         asked.written = written
         num_tokens = interview.num_tokens
-        answer = replace(
-            self._reader.read(asked),
+        answer = self._reader.read(asked)._replace(
             prompt_tokens=num_tokens,
             reused_prompt_tokens=min(written.num_reused, num_tokens),
         )

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from polypersona.chatml import end_of_turn_ids, shared_prefix_length
+from polypersona.chatml import shared_prefix_length, stop_ids
 from polypersona.decoding.batching import BatchSettings, TokenEngine
+from polypersona.decoding.choice import choose_option
 from polypersona.decoding.decoder import StockDecoder
 from polypersona.decoding.fused import FusedDecoder, can_fuse
 from polypersona.decoding.plain import PlainTokenEngine
 from polypersona.decoding.prompts import Prompt, PromptGroup, Written
-from polypersona.decoding.sampling import SamplingSettings, choose_option
+from polypersona.decoding.sampling import SamplingSettings
 from polypersona.decoding.trial import differs_from_own_forward
 from polypersona.engines.base import Answer, EngineSettings, Group, Reproduces
 from polypersona.engines.calibration import calibrate, content_free_prompt, rotations
@@ -66,7 +67,7 @@ class PackedEngine:
         )
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._max_tokens = _context_tokens(base.config.get_text_config())
-        ends = end_of_turn_ids(tokenizer)
+        ends = stop_ids(tokenizer)
         self._cells = CellReader(tokenizer, settings, self._max_tokens)
         self._tokens = _token_engine(model, settings, device, ends, self._cells.is_stopped)
         if settings.context == "previous":
@@ -131,8 +132,8 @@ class PackedEngine:
             return
         totals = calibrate(cell, found, empty)
         is_greedy = self._settings.temperature == 0
-        choice, _ = choose_option(totals, cell.prompt.seed, is_greedy=is_greedy)
-        cell.written = Written(choice, totals, num_reused=found[0].num_reused)
+        choice, probs = choose_option(totals, cell.prompt.seed, is_greedy=is_greedy)
+        cell.written = Written(choice, totals, probs, num_reused=found[0].num_reused)
         cell.calibrated = cell.written
 
     def _is_written(self, cell: AskedCell) -> bool:

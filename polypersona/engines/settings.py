@@ -22,7 +22,7 @@ from polypersona.storage import RunDirectory
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 # What an engine's answers mean. A change that makes other answers from the same settings raises its number.
-ENGINE_VERSIONS = {"packed": 2, "vllm": 1, "endpoint": 1, "rules": 1, "fake": 1}
+ENGINE_VERSIONS = {"packed": 3, "vllm": 2, "endpoint": 2, "rules": 1, "fake": 2}
 
 # Which engines do what the others would have to ignore.
 _HONOURED_BY = {
@@ -63,8 +63,6 @@ def refuse_unsupported(recipe: Recipe) -> None:
         raise EngineError(
             f"generate.engine: {generate.engine!r} is not part of this version.", f"Choose {', '.join(ENGINES)}."
         )
-    if generate.max_hours is not None:
-        raise EngineError("generate.max_hours is not part of this version.", "Set generate.max_hours: null.")
     for key, value, idle in (
         ("context", generate.context, "none"),
         ("calibration", generate.calibration, "none"),

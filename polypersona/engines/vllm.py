@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from polypersona.chatml import (
     build_messages,
-    encode,
     encode_prompt,
-    end_of_turn_ids,
+    encode_text,
     render_answer,
     render_choice,
     shown_place,
+    stop_ids,
 )
 from polypersona.coding import code_answer, disposition_of, split_rationale
-from polypersona.decoding.sampling import choose_option
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reproduces
 from polypersona.engines.token_questions import TokenQuestion, option_log_probs, token_questions
 from polypersona.engines.vllm_library import end_process, first_line, load_adapter, load_library, load_llm, shut_down
@@ -85,7 +85,7 @@ class VllmEngine:
         self._tokenizer = load_tokenizer(
             settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-        self._ends = end_of_turn_ids(self._tokenizer)
+        self._ends = stop_ids(self._tokenizer)
         self._llm: Any = load_llm(self._library, settings)
         self._max_tokens = int(self._llm.model_config.max_model_len)
         self._lora = load_adapter(self._library, self._llm, settings.adapter)
@@ -111,7 +111,7 @@ class VllmEngine:
         messages = build_messages(persona, item, settings.show_options, cell.order)
         is_scored = item.is_closed and settings.closed == "score"
         options = [
-            encode(self._tokenizer, render_choice(label, settings.show_options, shown_place(index, cell.order)))
+            encode_text(self._tokenizer, render_choice(label, settings.show_options, shown_place(index, cell.order)))
             for index, label in enumerate(item.options if is_scored else ())
         ]
         row = _Row(cell, encode_prompt(self._tokenizer, messages), options)
@@ -215,8 +215,7 @@ class VllmEngine:
         row.probs = tuple(probs)
 
     def _finish(self, row: _Row) -> Answer:
-        return replace(
-            self._read(row),
+        return self._read(row)._replace(
             prompt_tokens=len(row.prompt),
             reused_prompt_tokens=row.reused or 0,
             new_tokens=row.num_written,

@@ -67,6 +67,7 @@ def llm_options(settings: EngineSettings, *, is_cpu: bool) -> dict[str, Any]:
         "revision": settings.revision,
         "tokenizer_revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
+        "load_format": "safetensors",  # never pickled weights
         "dtype": DTYPES[settings.dtype],
         "max_num_seqs": settings.slots,
         "max_model_len": -1,  # the model's own, or as much as the memory holds

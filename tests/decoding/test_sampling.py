@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypersona.decoding import sampling
+from polypersona.decoding.choice import choose_option, uniform, uniforms
 from polypersona.decoding.native import load_kernels
-from polypersona.decoding.sampling import SamplingSettings, TokenSampler, choose_option, uniform, uniforms
+from polypersona.decoding.sampling import SamplingSettings, TokenSampler
 from polypersona.records import seed_from
 
 DRAWS = 20_000

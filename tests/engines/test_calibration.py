@@ -14,7 +14,7 @@ import torch
 from packed_toys import ITEMS, LIKERT, OPEN, PERSONAS, YESNO, Plain, groups, settings
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
-from polypersona.decoding.sampling import choose_option
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Answer, Cell, Group
 from polypersona.engines.packed import PackedEngine
 from polypersona.records import Persona, seed_from

@@ -9,7 +9,7 @@ import pytest
 
 from polypersona.coding import code_answer, disposition_of
 from polypersona.engines.base import Cell, EngineSettings, Group
-from polypersona.engines.fake import FakeEngine, option_probabilities
+from polypersona.engines.fake import FakeEngine
 from polypersona.engines.registry import load_engine
 from polypersona.errors import EngineError
 from polypersona.records import Assignment, Item, Persona
@@ -47,10 +47,17 @@ def test_closed_answers_are_drawn_from_their_probabilities():
 
 
 def test_temperature_zero_takes_the_likeliest_option():
-    probs = option_probabilities(replace(SETTINGS, temperature=0), "a", "x", 4)
-    assert sorted(probs) == [0, 0, 0, 1]
-    warm = option_probabilities(SETTINGS, "a", "x", 4)
-    assert warm.index(max(warm)) == probs.index(1)
+    cold = FakeEngine(replace(SETTINGS, temperature=0)).answer([group(Persona("a"), (CLOSED,), draws=50)])
+    assert len({answer.code for answer in cold}) == 1
+    assert CLOSED.codes[cold[0].option_probs.index(max(cold[0].option_probs))] == cold[0].code
+    warm = FakeEngine(SETTINGS).answer([group(Persona("a"), (CLOSED,))])[0]
+    assert warm.option_probs.index(max(warm.option_probs)) == CLOSED.codes.index(cold[0].code)
+
+
+def test_a_failure_may_be_that_of_one_item():
+    engine = FakeEngine(SETTINGS)
+    answers = engine.answer([group(Persona("a", {"fake_failure": "error", "fake_item": OPEN.item_id}))])
+    assert [answer.disposition for answer in answers] == ["complete", "error"]
 
 
 def test_open_answers_mention_the_persona():

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from packed_toys import END, ITEMS, LIKERT, LIMIT, OPEN, PERSONAS, SHORT, YESNO, Plain, groups, said, settings
+from packed_toys import END, ITEMS, LIKERT, LIMIT, OPEN, PERSONAS, SHORT, STOPS, YESNO, Plain, groups, said, settings
+from response_rows import rows_of
 from toy_models import CHATML, FAMILIES, make_toy_tokenizer
 
 from polypersona.answering import Task, answer_cells, build_cells, build_rows
 from polypersona.chatml import encode, render_answer, render_choice, render_prompt
+from polypersona.decoding.choice import choose_option
 from polypersona.decoding.plain import PlainTokenEngine
-from polypersona.decoding.sampling import SamplingSettings, choose_option
+from polypersona.decoding.sampling import SamplingSettings
 from polypersona.engines.base import Answer, Cell, Group
 from polypersona.engines.packed import PackedEngine
 from polypersona.errors import ModelError
@@ -51,7 +53,7 @@ class Conversation:
         return list(self.ids)
 
     def answer(self, item: Item, order: Sequence[int] | None, text: str, tokens: Sequence[int]) -> None:
-        self.ids += [token for token in tokens if token != END]
+        self.ids += [token for token in tokens if token not in STOPS]
         self.turns.append(Turn(item, order, text or "…"))
 
 
@@ -64,7 +66,7 @@ def test_every_turn_equals_a_forward_over_the_whole_conversation(
     engine = interview(lively_models[family], rationale=True, show_options=show, slots=2)
     order = (2, 0, 3, 1, 4)
     asked = groups(items=ASKED)
-    asked = [Group(g.persona, (replace(g.cells[0], order=order), *g.cells[1:])) for g in asked]
+    asked = [Group(g.persona, (g.cells[0]._replace(order=order), *g.cells[1:])) for g in asked]
     answers = engine.answer(asked)
     for persona, own in zip(PERSONAS, by_interview(answers, len(ASKED)), strict=True):
         held = Conversation(plain, persona, show)
@@ -353,7 +355,7 @@ def test_waves_and_draws_are_interviews_of_their_own(lively_models: dict[str, Pa
     cells = build_cells(ledger.shard(0), ledger, population, task)
     engine = interview(lively_models["llama"], temperature=5.0)
     answers = answer_cells(engine, cells, 2, is_interview=True)
-    rows = build_rows(ledger.shard(0), cells, answers, task).committed
+    rows = rows_of(build_rows(ledger.shard(0), cells, answers, task).committed)
     assert len(rows) == 3 * len(ASKED) * 4
     for persona in PERSONAS:
         held = {}

@@ -21,6 +21,7 @@ from packed_toys import (
     OPEN,
     PERSONAS,
     SHORT,
+    STOPS,
     YESNO,
     Plain,
     by_id,
@@ -32,7 +33,7 @@ from packed_toys import (
 from toy_models import FAMILIES, make_toy_tokenizer
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
-from polypersona.decoding.sampling import choose_option
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Cell, Group
 from polypersona.engines.packed import PackedEngine
 from polypersona.engines.registry import load_engine
@@ -61,7 +62,7 @@ def test_greedy_answers_equal_plain_generation_one_by_one(models: dict[str, Path
             assert written == plain.text(tokens)
             assert answer.new_tokens == len(tokens)
             if not item.is_closed and written:
-                assert answer.disposition == ("complete" if tokens[-1] == 2 else "truncated")
+                assert answer.disposition == ("complete" if tokens[-1] in STOPS else "truncated")
             dispositions.add(tokens[-1] == 2)
     if family == "llama":
         assert dispositions == {True, False}

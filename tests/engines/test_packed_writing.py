@@ -9,7 +9,7 @@ import torch
 from packed_toys import END, ITEMS, LIKERT, OPEN, PERSONAS, SHORT, Plain, groups, settings
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice
-from polypersona.decoding.sampling import choose_option
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Cell, Group
 from polypersona.engines.packed import PackedEngine
 from polypersona.records import Item, seed_from

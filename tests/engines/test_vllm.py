@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import vllm_double
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice, shown_place
-from polypersona.decoding.sampling import choose_option
+from polypersona.decoding.choice import choose_option
 from polypersona.engines.base import Cell, Group
 from polypersona.engines.token_questions import token_questions
 from polypersona.records import Item, Persona, seed_from
@@ -142,7 +141,7 @@ def test_an_open_answer_ends_at_its_end_of_turn_or_is_truncated(build_vllm, vllm
     params = vllm.calls[0][0][1]
     assert params.given == {
         "max_tokens": 4, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
-        "seed": groups[0].cells[0].seed, "stop": None, "detokenize": False, "stop_token_ids": [END],
+        "seed": groups[0].cells[0].seed, "stop": None, "detokenize": False, "stop_token_ids": [0, 1, END],
         "ignore_eos": True,
     }  # fmt: skip
 
@@ -219,7 +218,7 @@ def test_a_cells_choice_depends_on_no_other_cell(build_vllm):
     for group, answers in zip(groups_of(OPEN, LIKERT, YESNO), (together[:3], together[3:]), strict=True):
         for cell, answer in zip(group.cells, answers, strict=True):
             (alone,) = build_vllm(rationale=True).answer([Group(group.persona, (cell,))])
-            assert alone == replace(answer, reused_prompt_tokens=0)
+            assert alone == answer._replace(reused_prompt_tokens=0)
 
 
 def test_a_prompt_without_room_is_an_error_of_its_cell_alone(build_vllm, vllm):

@@ -28,7 +28,8 @@ from polypersona.engines.vllm_limits import (
 from polypersona.errors import EngineError, InfeasiblePlanError, MissingExtraError, ModelError
 from polypersona.recipe import build_recipe
 from polypersona.records import Item, Persona
-from polypersona.scheduling.policy import GIB, Gpu, Inventory, Node, plan_generation
+from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
+from polypersona.scheduling.policy import plan_generation
 
 LIKERT = Item("care.likert.01", "healthcare", "I am satisfied with the care.", "likert", ("Disagree", "Agree"))
 
@@ -111,7 +112,7 @@ def test_vllm_is_started_with_prefix_caching_raw_log_probabilities_and_no_foreig
     assert vllm.started == {
         "model": str(vllm_folder), "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
         "dtype": "bfloat16", "max_num_seqs": 32, "max_model_len": -1, "enable_prefix_caching": True,
-        "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
+        "logprobs_mode": "raw_logprobs", "generation_config": "vllm", "load_format": "safetensors",
     }  # fmt: skip
 
 

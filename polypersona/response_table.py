@@ -1,0 +1,185 @@
+"""Cells and their answers → the tables that a shard's files hold: column by column, with no object for a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from polypersona.engines.base import Answer, Cell
+from polypersona.errors import EngineError
+from polypersona.gates import FAILED
+from polypersona.records import Item, Persona
+from polypersona.shardfile import QUARANTINE_SCHEMA
+from polypersona.storage import RESPONSE_SCHEMA
+
+NO_OPTION = "the answer is none of the options"
+
+
+class AskedCell(NamedTuple):
+    """A cell with what its row needs besides the answer."""
+
+    persona: Persona
+    wave: int
+    draw: int
+    cell: Cell
+
+    @property
+    def interview(self) -> tuple[str, int, int]:
+        """Persona, wave and draw: the cells among which routing looks for gates."""
+        return self.persona.persona_id, self.wave, self.draw
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """The rows of a shard: those that are committed, and those that failed with their reason.
+
+    `committed` is of `storage.RESPONSE_SCHEMA`, `quarantined` of `shardfile.QUARANTINE_SCHEMA`; both keep the order of
+    the cells.
+    """
+
+    committed: pa.Table
+    quarantined: pa.Table
+
+
+def build_shard_rows(
+    shard: int,
+    cells: Sequence[AskedCell],
+    answers: Sequence[tuple[Answer, int]],
+    *,
+    adapter: str,
+    shows_options: bool,
+) -> ShardRows:
+    """Return the rows of a shard.
+
+    Args:
+        shard: its number.
+        cells: what was asked.
+        answers: each cell's answer, and how often it was asked.
+        adapter: who answered.
+        shows_options: whether prompts show the options.
+
+    Raises:
+        EngineError: an answer's code is none of its item's.
+    """
+    if not cells:
+        return ShardRows(RESPONSE_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table())
+    personas, waves, draws, asked = zip(*cells, strict=True)
+    ids, items, seeds, orders = zip(*asked, strict=True)
+    given, attempts = zip(*answers, strict=True)
+    _, texts, dispositions, rationales, codes, labels, probs, errors, prompts, reused, new = zip(*given, strict=True)
+    if any(disposition != "complete" for disposition in dispositions):
+        is_complete = [disposition == "complete" for disposition in dispositions]
+        codes = tuple(code if here else None for code, here in zip(codes, is_complete, strict=True))
+        labels = tuple(label if here else "" for label, here in zip(labels, is_complete, strict=True))
+    _refuse_strange_codes(items, codes, dispositions)
+    values: dict[str, Sequence[object] | pa.Array] = {
+        "assignment_id": ids,
+        "persona_id": [persona.persona_id for persona in personas],
+        **_item_columns(items),
+        "wave": waves,
+        "draw": draws,
+        "weight": [persona.weight for persona in personas],
+        "text": texts,
+        "rationale": rationales,
+        "code": codes,
+        "codes": pa.nulls(len(cells), RESPONSE_SCHEMA.field("codes").type),
+        "value": pa.nulls(len(cells), pa.float64()),
+        "label": labels,
+        "option_probs": _lists(probs, np.float32),
+        "options_as_shown": _lists(
+            _shown(items, orders, dispositions) if shows_options else [None] * len(cells), np.int16
+        ),
+        "disposition": dispositions,
+        "error": errors,
+        "attempts": attempts,
+        "prompt_tokens": prompts,
+        "reused_prompt_tokens": reused,
+        "new_tokens": new,
+        "adapter": pa.repeat(adapter, len(cells)),
+        "seed": seeds,
+        "shard": pa.repeat(pa.scalar(shard, pa.int32()), len(cells)),
+    }
+    table = pa.Table.from_arrays(
+        [_array(values[field.name], field.type) for field in RESPONSE_SCHEMA], RESPONSE_SCHEMA.names
+    )
+    return _sort_out(table.cast(RESPONSE_SCHEMA), dispositions, errors)
+
+
+def _sort_out(table: pa.Table, dispositions: Sequence[str], errors: Sequence[str]) -> ShardRows:
+    """Part the rows that failed from those that did not."""
+    has_failed = [disposition in FAILED for disposition in dispositions]
+    if not any(has_failed):
+        return ShardRows(table, QUARANTINE_SCHEMA.empty_table())
+    reasons = pa.array([error or NO_OPTION for error, failed in zip(errors, has_failed, strict=True) if failed])
+    mask = pa.array(has_failed)
+    failed = table.filter(mask).append_column(QUARANTINE_SCHEMA.field("reason"), reasons)
+    kept = table.filter(pa.array([not failed for failed in has_failed]))
+    return ShardRows(compact(kept), compact(failed))
+
+
+def compact(table: pa.Table) -> pa.Table:
+    """Return the table with dictionaries of the values it has, in the order of their first rows."""
+    columns = [
+        column.cast(column.type.value_type).combine_chunks().dictionary_encode().cast(column.type)
+        if pa.types.is_dictionary(column.type)
+        else column
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def _refuse_strange_codes(items: Sequence[Item], codes: Sequence[int | None], dispositions: Sequence[str]) -> None:
+    by_id = {id(item): item for item in items}
+    for number, code, disposition in set(zip(map(id, items), codes, dispositions, strict=True)):
+        item = by_id[number]
+        if disposition == "complete" and item.options and code not in item.codes:
+            raise EngineError(
+                f"The engine coded item {item.item_id!r} as {code!r}; its codes are {list(item.codes)}.",
+                "Report this as a bug of the engine.",
+            )
+
+
+def _item_columns(items: Sequence[Item]) -> dict[str, pa.Array]:
+    """Return the columns that follow from the item alone."""
+    place: dict[int, int] = {}
+    distinct: list[Item] = []
+    for item in items:
+        if place.setdefault(id(item), len(distinct)) == len(distinct):
+            distinct.append(item)
+    rows = pa.array([place[id(item)] for item in items], pa.int32())
+    return {
+        name: pa.array([getattr(item, name) for item in distinct], pa.string()).take(rows)
+        for name in ("item_id", "variant", "domain", "response_type")
+    }
+
+
+def _shown(
+    items: Sequence[Item], orders: Sequence[tuple[int, ...] | None], dispositions: Sequence[str]
+) -> list[tuple[int, ...] | None]:
+    """Return the order in which each cell's options were shown; None where there were none, or nothing was asked."""
+    own = {id(item): tuple(range(len(item.options))) or None for item in items}
+    return [
+        None if disposition == "not_asked" else order or own[id(item)]
+        for item, order, disposition in zip(items, orders, dispositions, strict=True)
+    ]
+
+
+def _lists(values: Sequence[Sequence[float] | None], kind: type[np.float32 | np.int16]) -> pa.Array:
+    """Return a list array; a third faster than to have Arrow look at every number."""
+    ends = np.cumsum([0 if value is None else len(value) for value in values], dtype=np.int32)
+    numbers = chain.from_iterable(value for value in values if value is not None)
+    flat = np.fromiter(numbers, kind, count=int(ends[-1]))
+    mask = pa.array([value is None for value in values])
+    return pa.ListArray.from_arrays(np.concatenate([np.zeros(1, np.int32), ends]), flat, mask=mask)
+
+
+def _array(values: Sequence[object] | pa.Array, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_dictionary(kind):
+        return values if isinstance(values, pa.Array) else pa.array(values, kind)
+    strings = values if isinstance(values, pa.Array) else pa.array(values, kind.value_type)
+    return strings.dictionary_encode().cast(kind)
