@@ -2,7 +2,9 @@
 
     python jobs/pretrain_tiny.py --out polypersona/models/tiny
 
-Needs two cores and most of an hour; no GPU, no network, no Ray. `--interviews 2000` makes a quick, poor model.
+Needs two cores and most of an hour; no GPU, no network, no Ray. `--interviews 2000` makes a quick, poor model. The
+shipped weights come from two calls, the second with `--resume` and `--start`; the model's card says which. One call
+from the start makes another model, and the one that was measured was worse: see the card.
 """
 
 from __future__ import annotations
