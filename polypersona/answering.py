@@ -132,13 +132,6 @@ def build_rows(
     return build_shard_rows(shard.number, cells, answers, adapter=task.adapter, shows_options=task.shows_options)
 
 
-def quarantine_all(shard: Shard, cells: Sequence[AskedCell], failures: Sequence[str], task: Task) -> ShardRows:
-    """Return the rows of a shard that is given up: none committed, each with the last failure as its reason."""
-    reason = failures[-1]
-    answers = [(Answer(asked.cell.assignment_id, "", "error", error=reason), len(failures)) for asked in cells]
-    return build_rows(shard, cells, answers, task)
-
-
 def _order(seed: int, item: Item) -> tuple[int, ...]:
     """Return the order in which a cell shows the item's options, as its seed shuffles them."""
     places = list(range(len(item.options)))

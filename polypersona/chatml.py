@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from jinja2.exceptions import TemplateError
 
+from polypersona.control_tokens import control_ids, without_control_tokens, without_markup
 from polypersona.errors import DatasetError, ModelError, QuestionbankError
 from polypersona.records import AttributeValue, Item, Persona
 
@@ -39,8 +40,6 @@ NUM_LETTERS = 26
 # Some templates (Llama 3) write today's date into the system turn unless they are given one.
 TEMPLATE_DATE = "26 Jul 2024"
 
-_TAG = re.compile(r"<(?=[|｜/<\w])([^<>\n]{0,64})>|<<|>>")
-_BRACKET = re.compile(r"\[(/?(?:[gs]?MASK|[A-Z][A-Z0-9_]+|(?i:INST|SYS)\w*))\]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _SPACE = re.compile(r"\s+")
 
@@ -61,7 +60,7 @@ class ChatTokenizer(Protocol):
 @lru_cache(maxsize=1 << 16)
 def clean_text(text: str) -> str:
     """Return the text on one line, with nothing a chat template could read as a role or control token."""
-    return _without_markup(_SPACE.sub(" ", _CONTROL.sub(" ", text)).strip())
+    return without_markup(_SPACE.sub(" ", _CONTROL.sub(" ", text)).strip())
 
 
 def render_value(value: AttributeValue) -> str:
@@ -234,6 +233,20 @@ def end_of_turn_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
     return frozenset(ends | ({int(eos)} if eos is not None else set()))
 
 
+def stop_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Return the ids at which an answer is over: the ends of a turn, and every other control token.
+
+    A model that writes one has left its answer. What it writes stays in an interview, where the next question would
+    stand behind a turn that nobody took.
+    """
+    return end_of_turn_ids(tokenizer) | control_ids(tokenizer)
+
+
+def encode_text(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """Return the token ids of a text that is no rendering: nothing in it is read as a control token."""
+    return encode(tokenizer, without_control_tokens(tokenizer, text))
+
+
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all rows share, always leaving at least one token of each row unshared."""
     if not rows:
@@ -274,16 +287,6 @@ def _template_error(error: TemplateError) -> ModelError:
     )
 
 
-def _without_markup(text: str) -> str:
-    """Return the text with the brackets of anything that looks like a control token replaced."""
-    text = _BRACKET.sub(r"(\1)", text)
-    return _TAG.sub(lambda found: found.group(0).replace("<", "‹").replace(">", "›"), text)
-
-
 def without_special_tokens(tokenizer: ChatTokenizer, message: Message) -> dict[str, str]:
     """Return the message as it is rendered: nothing in its text can be read as a control token."""
-    content = _without_markup(message["content"])
-    for token in tokenizer.all_special_tokens:
-        if token.strip() and token in content:
-            content = content.replace(token, " ".join(token))
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": without_control_tokens(tokenizer, message["content"])}

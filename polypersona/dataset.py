@@ -7,6 +7,7 @@ is left alone, also when the panel or the instrument has only grown; one for oth
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from polypersona.chatml import RENDERER_VERSION
 from polypersona.composition import COMPOSITION_VERSION, compose
 from polypersona.dataset_card import Making, render_card
 from polypersona.engines.base import EngineSettings
-from polypersona.errors import DatasetError, RecipeChangedError
+from polypersona.errors import DatasetError, RecipeChangedError, StorageError
 from polypersona.examples import SPLITS, render_examples
 from polypersona.fingerprint import diff, digest_of
 from polypersona.leaks import find_leaks
@@ -34,6 +35,7 @@ from polypersona.teacher import ask_teacher, locate_teacher
 
 LOADER_VERSION = 1
 _ITEM_KEY = "item "
+_REJECTED = "dataset/rejected.jsonl"
 
 Content = dict[str, Any]
 
@@ -225,15 +227,19 @@ def _refuse_idle_options(dataset: DatasetRecipe) -> None:
 def _write(directory: RunDirectory, recipe: Recipe, made: Made) -> dict[str, Any]:
     splits, making = made.splits, replace(made.making, num_rejected=len(made.rejected))
     leaks = find_leaks(splits["train"], splits["validation"], splits["test"])
-    if made.rejected:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejected)
-        directory.write("dataset/rejected.jsonl", "".join(lines).encode())
-    else:
-        directory.delete("dataset/rejected.jsonl")
-    directory.write_json("dataset/leaks.json", leaks)
-    directory.write("dataset/card.md", render_card(recipe.name, splits, leaks, making).encode())
-    for split in SPLITS:
-        directory.write(f"dataset/{split}.jsonl", render_examples(splits[split]))
+    try:
+        for split in SPLITS:
+            directory.write(f"dataset/{split}.jsonl", render_examples(splits[split]))
+        if made.rejected:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejected)
+            directory.write(_REJECTED, "".join(lines).encode())
+        else:
+            directory.delete(_REJECTED)
+        directory.write_json("dataset/leaks.json", leaks)
+        directory.write("dataset/card.md", render_card(recipe.name, splits, leaks, making).encode())
+    except StorageError:
+        _delete_part(directory)
+        raise
     rows = [row for split in SPLITS for row in splits[split]]
     return {
         "teacher": recipe.dataset.teacher if recipe.dataset.source is None else None,
@@ -247,3 +253,10 @@ def _write(directory: RunDirectory, recipe: Recipe, made: Made) -> dict[str, Any
         "items": len({row.metadata["item_id"] for row in rows}),
         "leaks": leaks["leaks"]["test_in_train"],
     }
+
+
+def _delete_part(directory: RunDirectory) -> None:
+    """Delete the files of a dataset that could not be written to its end, so that none passes for a whole one."""
+    for name in ("dataset/card.md", "dataset/leaks.json", _REJECTED, *(f"dataset/{split}.jsonl" for split in SPLITS)):
+        with contextlib.suppress(StorageError):
+            directory.delete(name)

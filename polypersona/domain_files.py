@@ -122,7 +122,7 @@ def _parse(file: Path) -> Any:
         return Problem(str(file), "", "", f"this is not valid JSON ({where}).", "Mend the file at that place.")
     except _RepeatedKeyError as error:
         return Problem(str(file), "", str(error), "the key stands twice in one object.", "Remove one of the two.")
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return Problem(str(file), "", "", f"the file cannot be read: {error}.", "Name a readable UTF-8 file.")
 
 

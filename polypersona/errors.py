@@ -44,6 +44,10 @@ class PersonaError(PolypersonaError, ValueError):
     """A persona source cannot be read or yields no persona."""
 
 
+class SurveyError(PolypersonaError, ValueError):
+    """Human survey data or their codebook cannot be read, or do not fit together."""
+
+
 class DatasetError(PolypersonaError, ValueError):
     """A dataset is missing, empty or cannot be split as asked."""
 
@@ -64,8 +68,16 @@ class RecipeChangedError(StorageError):
     """The run directory holds a run whose content the recipe would change."""
 
 
+class RunHeldError(StorageError):
+    """Another driver writes to the run."""
+
+
 class InfeasiblePlanError(PolypersonaError):
     """No plan fits the inventory; the message names the shortest resource."""
+
+
+class ClusterError(PolypersonaError):
+    """A Ray cluster cannot be reached, or takes no job from this user."""
 
 
 class MissingExtraError(PolypersonaError, ImportError):
@@ -78,10 +90,20 @@ class RunFailedError(PolypersonaError):
     exit_code = 1
 
 
+class LeaseLostError(RunFailedError):
+    """Another driver has taken the run over while this one was at work."""
+
+
 class TooManyQuarantinedError(PolypersonaError):
     """The stage finished, but quarantined more cells than the recipe allows."""
 
     exit_code = 3
+
+
+class RunStoppedError(PolypersonaError):
+    """The stage stopped where it was told to, before its end; the same command goes on."""
+
+    exit_code = 4
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

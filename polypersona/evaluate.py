@@ -22,10 +22,12 @@ from polypersona.content import refuse_another_recipe
 from polypersona.errors import PolypersonaError, RecipeError, StorageError
 from polypersona.examples import example_persona, load_examples
 from polypersona.fingerprint import digest_of
+from polypersona.ledger import RESPONSES
 from polypersona.metrics.catalogue import choose_metrics
 from polypersona.metrics.sums import Kind
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
 from polypersona.panel.sources import load_panel
+from polypersona.parquet import read_parquet
 from polypersona.population import load_population
 from polypersona.progress import Progress
 from polypersona.questionbank import load_instrument
@@ -39,6 +41,7 @@ from polypersona.references import (
     is_known_to_teacher,
     refuse_unknown_items,
 )
+from polypersona.rounds import current_quarantine
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scoring import COLUMNS, Partial, Scorer, Settings
 from polypersona.simulator.traits import SEMANTICS_VERSION
@@ -46,7 +49,6 @@ from polypersona.storage import RunDirectory, load_run, update_run
 
 SCORES_VERSION = 1
 SCORES = "scores/scores.json"
-FOLDERS = ("responses", "quarantine")
 TABLES: dict[Kind, str] = {
     "overall": "overall",
     "domain": "by_domain",
@@ -122,12 +124,10 @@ def _response_files(directory: RunDirectory, stored: dict[str, Any]) -> list[str
     """Return the run's own files of committed shards: what a killed attempt left in quarantine is none."""
     if "ledger" not in stored:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    ending = f"-{stored['fingerprint']}.parquet"
-    responses, quarantine = (directory.names(folder, ending) for folder in FOLDERS)
+    responses = directory.names(RESPONSES, f"-{stored['fingerprint']}.parquet")
     if not responses:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    committed = {name.rpartition("/")[2] for name in responses}
-    return [*responses, *(name for name in quarantine if name.rpartition("/")[2] in committed)]
+    return [*responses, *current_quarantine(directory, stored["fingerprint"]).values()]
 
 
 def _choose_reference(recipe: Recipe) -> str:
@@ -201,7 +201,7 @@ def _file_facts(directory: RunDirectory, files: Sequence[str]) -> list[tuple[str
 
 def _read_rows(directory: RunDirectory, name: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(directory.read(name)), columns=list(COLUMNS))
+        return read_parquet(io.BytesIO(directory.read(name)), COLUMNS)
     except pa.ArrowException as error:
         raise StorageError(
             f"{directory.path(name)} is no file of responses: {error}.", "Delete it and run generate again."

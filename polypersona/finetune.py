@@ -27,7 +27,8 @@ from polypersona.models.location import TINY, is_hub_id, locate_model
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe, finetune_settings
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scheduling.policy import Decision, Inventory, choose_dtype, choose_quantization, plan_training
+from polypersona.scheduling.machines import Decision, Inventory
+from polypersona.scheduling.policy import choose_dtype, choose_quantization, plan_training
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.training.artifacts import build_training
 from polypersona.training.folder import (

@@ -1,6 +1,6 @@
 """The stage generate: reads the panel and instrument (or the test split) and the adapter, writes the responses.
 
-`ray.data.range(shards)` → a pool of actors, each holding an engine → one Parquet file a shard. A shard's file appears
+shard numbers → a pool of actors, each holding an engine → one Parquet file a shard. A shard's file appears
 whole under its own name and is its commit, so a restart answers what is not there yet and nothing twice. The first
 commit fixes the content in run.json: a recipe that would change it is refused, one that asks for more gets a
 further layer of shards, one that changes speed goes on.
@@ -8,31 +8,29 @@ further layer of shards, one that changes speed goes on.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-import uuid
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import ray
-
-from polypersona.answering import Task
+from polypersona import driver
+from polypersona.attempts import FOLDER as ATTEMPTS
 from polypersona.content import content_parts, extend_ledger, fingerprint_of, refuse_changes
-from polypersona.engines.settings import Weights, build_settings, locate_weights, refuse_unsupported
-from polypersona.errors import RecipeChangedError, RunFailedError, TooManyQuarantinedError
-from polypersona.events import EventLog
-from polypersona.ledger import QUARANTINE, Ledger, committed_shards, ledger_from
+from polypersona.engines.settings import Weights, locate_weights, refuse_unsupported
+from polypersona.errors import PolypersonaError, RunFailedError
+from polypersona.ledger import Ledger, committed_shards, ledger_from, shard_name
 from polypersona.population import Population, item_hashes, load_population, panel_digests
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
+from polypersona.rounds import delete_leftovers
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.policy import freeze_plan, plan_generation
-from polypersona.shard_actor import Job, library_versions
-from polypersona.shard_pool import answer_shards
-from polypersona.shardfile import read_shard
+from polypersona.shard_actor import library_versions
 from polypersona.storage import RunDirectory, load_run, update_run
+
+_log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -44,8 +42,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         RecipeChangedError: the recipe would change the content of the run; nothing is touched.
+        RunStoppedError: `generate.max_hours` were over; what is committed is kept, and run.json says `stopped`.
         TooManyQuarantinedError: finished, with more quarantined than `generate.max_quarantined`.
-        RunFailedError: no cell was answered, or a shard was left out.
+        RunFailedError: no cell was answered, the first shards had no answer, or a shard was left out.
     """
     begin = time.monotonic()
     refuse_unsupported(recipe)
@@ -56,17 +55,21 @@ def run(recipe: Recipe) -> dict[str, Any]:
     started = _start(recipe, stored, directory, population, weights)
     pending = sorted(set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint))
     if pending:
-        _refuse_smaller(started.ledger, pending, population, directory)
+        driver.refuse_smaller(started.ledger, pending, population, directory)
         update_run(directory, started.record)
+        _clear_away(directory, started)
         _answer_pending(recipe, started, directory, population, weights, pending)
         _refuse_gaps(directory, started)
-    summary = _summary(directory, started, pending, population, time.monotonic() - begin)
+    reasons = driver.quarantine_reasons(directory, started.fingerprint)
+    quarantined = sum(count for _, count in reasons)
+    summary = _summary(directory, started, pending, population, quarantined, time.monotonic() - begin)
     if weights.warnings:
         summary["warnings"] = list(weights.warnings)
-    is_recorded = stored.get("stages", {}).get("generate", {}).get("planned") == summary["planned"]
+    recorded = stored.get("stages", {}).get("generate", {})
+    is_recorded = (recorded.get("state"), recorded.get("planned")) == ("finished", summary["planned"])
     if pending or not is_recorded:  # the latter where the driver was killed after its last commit
         update_run(directory, {"stages": {"generate": {"state": "finished", **summary}}})
-    _judge(recipe, directory, started, summary)
+    driver.judge(recipe, directory, summary["planned"], summary["committed"], reasons)
     return summary
 
 
@@ -105,24 +108,20 @@ def _start(
         "content": {"parts": parts, "items": {**items, **item_hashes(population)}},
         "frozen": frozen,
         "plan": plan,
-        "ledger": ledger.as_json(),
+        "ledger": ledger.as_json(population.asked),
         "versions": library_versions(),
     }
     return Start(frozen, fingerprint, ledger, record)
 
 
-def _refuse_smaller(ledger: Ledger, pending: list[int], population: Population, directory: RunDirectory) -> None:
-    """Refuse a recipe that no longer holds personas or items which shards still to be answered need."""
-    known = set(population.item_keys)
-    for index in sorted({ledger.shard(number).layer for number in pending}):
-        box = ledger.layers[index].box
-        lost = [key for key in box.items if key not in known]
-        if box.personas > len(population.personas) or lost:
-            missing = f"item {lost[0]!r}" if lost else f"{box.personas:,} personas"
-            raise RecipeChangedError(
-                f"{directory.path()} has unanswered shards that need {missing}, which the recipe no longer asks for.",
-                "Set the panel and instrument back until the run is finished.",
-            )
+def _clear_away(directory: RunDirectory, started: Start) -> None:
+    """Delete what killed steps left of shards that are committed."""
+    delete_leftovers(directory, started.fingerprint)
+    done = committed_shards(directory, started.fingerprint)
+    finished = {f"{ATTEMPTS}/{shard_name(number, started.fingerprint)}" for number in done}
+    for name in directory.names(ATTEMPTS, ".json"):
+        if f"{name.removesuffix('.json')}.parquet" in finished:
+            directory.delete(name)
 
 
 def _answer_pending(
@@ -133,53 +132,53 @@ def _answer_pending(
     weights: Weights,
     pending: list[int],
 ) -> None:
-    inventory = start_ray(recipe.cluster.limits)
-    plan = plan_generation(recipe, inventory, len(pending), weights.model_bytes)
-    session = uuid.uuid4().hex[:12]
-    job = Job(
-        run=directory,
-        fingerprint=started.fingerprint,
-        ledger=started.ledger,
-        settings=build_settings(recipe, started.frozen, weights),
-        weights=weights,
-        task=Task(
-            seed=recipe.seed,
-            is_shuffled=recipe.generate.order == "random",
-            shows_options=recipe.instrument.show_options != "none",
-            adapter=weights.adapter_name,
-            max_attempts=recipe.generate.max_attempts,
-            is_interview=recipe.generate.context == "previous",
-        ),
-        session=session,
-        pending=np.array(pending, dtype=np.int64),
-        load_population=partial(ray.get, ray.put(population)),
+    _tell_of_larger(recipe, started.ledger, pending, directory)
+    ledger = started.ledger
+    session = driver.open_session(
+        recipe, directory, population, weights, started.frozen, started.fingerprint, ledger, pending
     )
-    log = EventLog(directory, "driver")
-    log.write(
-        "start", session=session, fingerprint=started.fingerprint, shards=len(pending), actors=asdict(plan.actors)
-    )
-    for warning in weights.warnings:
-        log.write("warning", session=session, text=warning)
-    asked = population.asked
-    done = started.ledger.num_cells - sum(started.ledger.num_shard_cells(number, asked) for number in pending)
-    with Progress("generate", started.ledger.num_cells, "responses", done=done) as progress:
-        for part in _in_order(started.ledger, pending, population):
-            for stats in answer_shards(replace(job, pending=np.array(part, dtype=np.int64)), plan):
-                progress.advance(int(stats["rows"] + stats["quarantined"]))
-    log.write("end", session=session, responses=progress.pace.done, seconds=round(progress.pace.elapsed_s, 3))
+    done = _done_cells(ledger, pending, population)
+    with (
+        Progress("generate", ledger.num_cells, "responses", done=done) as progress,
+        _recounted(progress, directory, started, population),
+    ):
+        is_over = driver.answer(session, progress, _num_responses, stops_early=True)
+    if not is_over:
+        num_done = len(committed_shards(directory, started.fingerprint))
+        facts = {"state": "stopped", "planned": ledger.num_cells, "shards": ledger.num_shards, "shards_done": num_done}
+        update_run(directory, {"stages": {"generate": facts}})
+        raise driver.stopped(recipe, "generate", num_done, ledger.num_shards, directory)
 
 
-def _in_order(ledger: Ledger, pending: list[int], population: Population) -> list[list[int]]:
-    """Return the pending shards in parts that are answered one after another.
+def _tell_of_larger(recipe: Recipe, ledger: Ledger, pending: Sequence[int], directory: RunDirectory) -> None:
+    """Say so where the run was begun with more waves or draws than the recipe asks for now: it is finished as begun."""
+    boxes = [ledger.layers[index].box for index in {ledger.shard(number).layer for number in pending}]
+    for name in ("waves", "draws"):
+        begun, asked = max(getattr(box, name) for box in boxes), getattr(recipe.generate, name)
+        if begun > asked:
+            _log.warning(
+                "%s was begun with generate.%s: %d and is finished as it was begun; %d is for a run of another name.",
+                directory.path(), name, begun, asked,
+            )  # fmt: skip
 
-    Where items have gates, a later layer may need the answers of an earlier one; else all shards are one part.
-    """
-    if not any(item.asked_if for item in population.items):
-        return [pending]
-    layers: dict[int, list[int]] = {}
-    for number in pending:
-        layers.setdefault(ledger.shard(number).layer, []).append(number)
-    return [layers[index] for index in sorted(layers)]
+
+def _num_responses(stats: Mapping[str, Any]) -> int:
+    return int(stats["rows"] + stats["quarantined"])
+
+
+def _done_cells(ledger: Ledger, pending: Sequence[int], population: Population) -> int:
+    return ledger.num_cells - sum(ledger.num_shard_cells(number, population.asked) for number in pending)
+
+
+@contextlib.contextmanager
+def _recounted(progress: Progress, directory: RunDirectory, started: Start, population: Population) -> Iterator[None]:
+    """Count what is committed at the end, however it came: the actors' rows of statistics lag behind their commits."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PolypersonaError):
+            lost = set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint)
+            progress.settle(_done_cells(started.ledger, sorted(lost), population))
 
 
 def _refuse_gaps(directory: RunDirectory, started: Start) -> None:
@@ -194,10 +193,14 @@ def _refuse_gaps(directory: RunDirectory, started: Start) -> None:
 
 
 def _summary(
-    directory: RunDirectory, started: Start, pending: list[int], population: Population, seconds: float
+    directory: RunDirectory,
+    started: Start,
+    pending: list[int],
+    population: Population,
+    quarantined: int,
+    seconds: float,
 ) -> dict[str, Any]:
     planned = started.ledger.num_cells
-    quarantined = sum(count for _, count in _quarantine_reasons(directory, started.fingerprint))
     return {
         "run": directory.path(),
         "fingerprint": started.fingerprint,
@@ -209,32 +212,3 @@ def _summary(
         "seconds": round(seconds, 3),
         "skipped": not pending,
     }
-
-
-def _quarantine_reasons(directory: RunDirectory, fingerprint: str) -> list[tuple[str, int]]:
-    """Return the reasons of the quarantined rows, the commonest first."""
-    reasons: Counter[str] = Counter()
-    for name in directory.names(QUARANTINE, f"-{fingerprint}.parquet"):
-        table, _ = read_shard(directory.read(name), directory.path(name))
-        reasons.update(table.column("reason").to_pylist())
-    return reasons.most_common()
-
-
-def _judge(recipe: Recipe, directory: RunDirectory, started: Start, summary: dict[str, Any]) -> None:
-    """Raise if the run has failed, or has more quarantined than the recipe allows."""
-    if not summary["quarantined"]:
-        return
-    share = summary["quarantined"] / summary["planned"]
-    reason, count = _quarantine_reasons(directory, started.fingerprint)[0]
-    if not summary["committed"]:
-        raise RunFailedError(
-            f"None of {summary['planned']:,} cells was answered; the commonest reason ({count:,} cells): {reason}.",
-            f"Mend that and delete {directory.path()}, or begin a new run.",
-        )
-    if share > recipe.generate.max_quarantined:
-        raise TooManyQuarantinedError(
-            f"{summary['quarantined']:,} of {summary['planned']:,} cells ({100 * share:.2f} %) are quarantined, more "
-            f"than generate.max_quarantined ({100 * recipe.generate.max_quarantined:g} %); the commonest reason "
-            f"({count:,} cells): {reason}.",
-            f"Look at {directory.path(QUARANTINE)}, or raise generate.max_quarantined.",
-        )

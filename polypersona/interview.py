@@ -20,6 +20,7 @@ from polypersona.chatml import (
     build_messages,
     encode,
     encode_prompt,
+    encode_text,
     fold_system,
     render_conversation,
     render_prompt,
@@ -67,7 +68,7 @@ def encode_first(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[
 
 def encode_answer(tokenizer: ChatTokenizer, text: str) -> list[int]:
     """Return the token ids of an answer as the template writes it after a prompt, without its end of turn."""
-    return encode(tokenizer, answer_lead(tokenizer) + text.strip()) if text.strip() else []
+    return encode_text(tokenizer, answer_lead(tokenizer) + text.strip()) if text.strip() else []
 
 
 def answer_lead(tokenizer: ChatTokenizer) -> str:

@@ -153,9 +153,14 @@ class Ledger:
             for start, stop in zip(starts, [*starts[1:], shard.end], strict=True)
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the ledger as JSON values; `ledger_from` reads them back."""
+    def as_json(self, asked: Asked | None = None) -> dict[str, Any]:
+        """Return the ledger as JSON values; `ledger_from` reads them back.
+
+        Where not every persona gets all items (`asked`), `shard_cells` says how many cells each shard has.
+        """
+        cells = [] if asked is None else [self.num_shard_cells(number, asked) for number in range(self.num_shards)]
         return {
+            **({"shard_cells": cells} if cells else {}),
             "shard_personas": self.shard_personas,
             "num_shards": self.num_shards,
             "num_cells": self.num_cells,
@@ -201,6 +206,11 @@ def item_key(item_id: str, variant: str = "") -> str:
 def shard_name(number: int, fingerprint: str) -> str:
     """Return a shard's file name, equal in every folder."""
     return f"shard-{number:05d}-{fingerprint}.parquet"
+
+
+def quarantine_name(number: int, fingerprint: str, round: int = 0) -> str:
+    """Return the file name of a shard's quarantined rows; a retry writes those that are left under its round's name."""
+    return f"shard-{number:05d}-r{round}-{fingerprint}.parquet" if round else shard_name(number, fingerprint)
 
 
 def shard_number(name: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 MASK = "***"
 
@@ -25,6 +25,9 @@ _SECRET_OPTION = re.compile(
     r"[^\s&;#'\"]+",
     re.IGNORECASE,
 )
+_SECRET_VARIABLE = re.compile(r"(?:^|_)(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)$")
+# A shorter value would be cut out of ordinary words.
+_SHORTEST_SECRET = 8
 
 
 def join_location(location: str, name: str) -> str:
@@ -64,12 +67,22 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_all(content: Any) -> Any:
-    """Return JSON content with the secrets in its texts masked; keys are left as they are."""
+    """Return JSON content with the secrets in its texts masked, keys included: a key may be somebody's message."""
     if isinstance(content, str):
         return mask_secrets(content)
     if isinstance(content, Mapping):
-        return {key: mask_all(value) for key, value in content.items()}
+        return {mask_all(key) if isinstance(key, str) else key: mask_all(value) for key, value in content.items()}
     return [mask_all(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def mask_environment(text: str, environment: Mapping[str, str]) -> str:
+    """Return a text with the secrets of its URLs masked, and the values of variables that are named as a secret."""
+    text = mask_secrets(text)
+    named = [value for name, value in environment.items() if _SECRET_VARIABLE.search(name.upper())]
+    for value in sorted((value for value in named if len(value) >= _SHORTEST_SECRET), key=len, reverse=True):
+        for form in (value, quote(value, safe=""), repr(value)[1:-1]):
+            text = text.replace(form, MASK)
+    return text
 
 
 def _has_port(scheme: str, rest: str) -> bool:

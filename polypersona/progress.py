@@ -146,6 +146,10 @@ class Progress:
         if self._display is not None:
             self._display.show()
 
+    def settle(self, done: int) -> None:
+        """Set what is done in all where more is known to be done than was counted, and show nothing."""
+        self.pace.advance(max(0, done - self.pace.done))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -5,9 +5,10 @@ Knows no key of a recipe.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 
 from polypersona.errors import RecipeError
 
+# A recipe has a hundred lines; nine aliases of nine aliases are more values than a machine has memory for.
+MAX_BYTES, MAX_VALUES = 1 << 20, 100_000
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -40,6 +43,32 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _load_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: broken YAML.
+        ValueError: a value that cannot be read, or more values than a recipe has, once its aliases are followed.
+    """
+    try:
+        data = yaml.load(text, Loader=_Loader)
+        if _count_values(data, {}) > MAX_VALUES:
+            raise ValueError(f"its aliases make more than {MAX_VALUES:,} values of it")
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply, or in themselves") from error
+    return data
+
+
+def _count_values(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are to follow; what an alias repeats is counted each time, and looked at once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(one, known) for one in inner)
+    return known[id(value)]
+
+
 def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a YAML file holds, with `section.key=value` overrides in place; values are YAML.
 
@@ -47,7 +76,11 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: unreadable file, broken YAML, no mapping, an override that is none.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as stream:
+            text = stream.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        data = _load_yaml(text.decode())
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe {str(path)!r}.", "Name a YAML file, such as jobs/demo.yaml.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -57,11 +90,23 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         line = f", line {where.line + 1}" if where else ""
         what = getattr(error, "problem", None) or "it cannot be read"
         raise RecipeError(f"{path}{line}: this is not valid YAML: {what}.", "Mend the file at that line.") from error
+    except ValueError as error:
+        raise RecipeError(f"{path}: this is no recipe: {error}.", "Mend the file.") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values.", "Begin with `name: my_run`.")
+    return apply_overrides(data, overrides)
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping with `section.key=value` overrides in place; values are YAML.
+
+    Raises:
+        RecipeError: an override that is none.
+    """
+    changed = copy.deepcopy(dict(data))
     for override in overrides:
-        _apply_override(data, override)
-    return data
+        _apply_override(changed, override)
+    return changed
 
 
 def expand_variables(value: Any, where: str) -> Any:
@@ -99,6 +144,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section.", "Name section.key=value.")
         target = inner
     try:
-        target[last] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML.", "Quote it.") from error
+        target[last] = _load_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"--set {override[:200]!r}: the value is not valid YAML.", "Quote it.") from error

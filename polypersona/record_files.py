@@ -1,19 +1,21 @@
 """Files of records → rows with their place: JSON list, JSON Lines (any extension), `{"data": [...]}` or Parquet.
 
-Parquet is read by Hugging Face datasets, the form in which its hub hands out data sets. Knows nothing of what a record
-means.
+Parquet is decoded by Hugging Face datasets, the form in which its hub hands out data sets. Knows nothing of what a
+record means.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from polypersona.errors import DatasetError
+from polypersona.parquet import read_parquet
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -83,10 +85,11 @@ def read_records(path: Path) -> Iterator[RawRecord | Rejection]:
         raise DatasetError(f"{path} is empty.", f"Give it records: {SHAPES}.")
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise DatasetError(
-                f"{path}, line {error.lineno}: this JSON list is broken: {error.msg}.", "Mend the file at that line."
+                f"{path}{line}: this JSON list is broken: {_fault_of(error)}.", "Mend the file at that line."
             ) from error
         yield from _read_lines(path.name, text)
         return
@@ -95,17 +98,39 @@ def read_records(path: Path) -> Iterator[RawRecord | Rejection]:
 
 def _read_parquet(path: Path) -> Iterator[RawRecord]:
     from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-    from pyarrow import ArrowInvalid
 
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            rows = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-        except (FileNotFoundError, DatasetGenerationError, ArrowInvalid, OSError) as error:
-            what = "There is no" if not path.exists() else "This is no Parquet file:"
-            raise DatasetError(f"{what} {path}.", f"Set dataset.source to records: {SHAPES}.") from error
-        for row, content in enumerate(rows, start=1):
-            yield RawRecord(path.name, row, _without_nulls(content))
+    try:
+        rows = Dataset(read_parquet(path))
+    except FileNotFoundError as error:
+        raise DatasetError(f"There is no {path}.", f"Set dataset.source to records: {SHAPES}.") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DatasetError(
+            f"{path} cannot be read as Parquet: {said}.", f"Set dataset.source to records: {SHAPES}."
+        ) from error
+    for column, feature in rows.features.items():
+        if other := _media_type(feature):
+            raise DatasetError(
+                f"{path}: the column {column!r} is of the type {other}, and records hold texts, numbers and lists.",
+                "Leave that column out.",
+            )
+    for row, content in enumerate(rows, start=1):
+        yield RawRecord(path.name, row, _without_nulls(content))
+
+
+def _media_type(feature: Any) -> str:
+    """Return the name of a feature's part that is a picture, a sound or the like; empty where there is none.
+
+    To read such a part is to open the file or address that the data set names.
+    """
+    if isinstance(feature, dict):
+        return next(filter(None, map(_media_type, feature.values())), "")
+    if isinstance(feature, list | tuple):
+        return next(filter(None, map(_media_type, feature)), "")
+    name = type(feature).__name__
+    if name in ("List", "LargeList", "Sequence"):
+        return _media_type(feature.feature)
+    return "" if name in ("Value", "ClassLabel", "Json") else name
 
 
 def _without_nulls(value: Any) -> Any:
@@ -130,5 +155,11 @@ def _read_lines(file: str, text: str) -> Iterator[RawRecord | Rejection]:
             continue
         try:
             yield RawRecord(file, row, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield Rejection(file, row, "", f"not valid JSON: {error.msg} (column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            yield Rejection(file, row, "", f"not valid JSON: {_fault_of(error)}")
+
+
+def _fault_of(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.colno})"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "it holds a number of too many digits"

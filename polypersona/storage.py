@@ -12,17 +12,20 @@ import json
 import math
 import os
 import urllib.parse
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from polypersona.errors import StorageError
+from polypersona.local_files import delete_abandoned, write_whole
 from polypersona.location import join_location, mask_all, mask_secrets
+from polypersona.object_store import open_store, put, with_patience
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 # Where Ray unpacks what `ray job submit --working-dir` uploads; the job runs there, so relative paths lead there.
@@ -102,6 +105,19 @@ class RunDirectory:
             raise StorageError(f"{self.path(name)} is not a local path.", "Use a run directory on this machine.")
         return Path(self.address(name))
 
+    def writable_path(self, name: str) -> Path:
+        """Return the local path of a file to be written.
+
+        Raises:
+            StorageError: the run directory is not local, or a link inside it leads the file out of it.
+        """
+        path, root = self.local_path(name), os.path.realpath(self.location)
+        if not Path(os.path.realpath(path.parent)).is_relative_to(root) or path.is_symlink():
+            raise StorageError(
+                f"{path} is not written: a link there leads out of the run directory.", "Remove the link."
+            )
+        return path
+
     def refuse_unusable(self) -> None:
         """Refuse a place that could not keep a run, before any work is done for it. Creates nothing.
 
@@ -128,21 +144,24 @@ class RunDirectory:
         """Return whether the file (not a folder) is there."""
         fs, root = self.filesystem()
         with _named_errors(self.path(name), "looked for"):
-            return bool(fs.get_file_info(f"{root}/{_checked(name)}").type == pafs.FileType.File)
+            info = self._ask(lambda: fs.get_file_info(f"{root}/{_checked(name)}"))
+        return bool(info.type == pafs.FileType.File)
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Return the names of the files directly in a folder, sorted, relative to the run directory."""
+        return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of the files directly in a folder, by name relative to the run directory."""
         fs, root = self.filesystem()
         selector = pafs.FileSelector(f"{root}/{_checked(folder)}", allow_not_found=True)
         with _named_errors(self.path(folder), "listed"):
-            infos = fs.get_file_info(selector)
-        return sorted(
-            f"{folder}/{info.base_name}"
+            infos = self._ask(lambda: fs.get_file_info(selector))
+        return {
+            f"{folder}/{info.base_name}": info.size
             for info in infos
-            if info.type == pafs.FileType.File
-            and info.base_name.endswith(suffix)
-            and not info.base_name.startswith(".")
-        )
+            if info.type == pafs.FileType.File and not info.base_name.startswith(".")
+        }
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes.
@@ -151,12 +170,15 @@ class RunDirectory:
             StorageError: there is no such file, or it cannot be read.
         """
         fs, root = self.filesystem()
-        try:
-            with (
-                _named_errors(self.path(name), "read"),
-                fs.open_input_stream(f"{root}/{_checked(name)}") as stream,
-            ):
+        path = f"{root}/{_checked(name)}"
+
+        def read() -> bytes:
+            with fs.open_input_stream(path) as stream:
                 return bytes(stream.read())
+
+        try:
+            with _named_errors(self.path(name), "read"):
+                return self._ask(read)
         except FileNotFoundError as error:
             raise StorageError(
                 f"There is no {self.path(name)}.", "Run the stage that writes it first, or name another run."
@@ -186,11 +208,10 @@ class RunDirectory:
         name = _checked(name)
         try:
             if self.is_local:
-                _write_local(self.local_path(name), data)
+                write_whole(self.writable_path(name), data)
             else:
                 fs, root = self.filesystem()
-                with fs.open_output_stream(f"{root}/{name}") as stream:
-                    stream.write(data)
+                self._ask(lambda: put(fs, f"{root}/{name}", data))
         except OSError as error:
             raise StorageError(
                 f"{self.path(name)} cannot be written: {error.strerror or error}.",
@@ -206,8 +227,16 @@ class RunDirectory:
         """Delete a file if it is there."""
         fs, root = self.filesystem()
         if self.exists(name):
-            with _named_errors(self.path(name), "deleted"):
-                fs.delete_file(f"{root}/{_checked(name)}")
+            # Another process may be quicker, and a store may have done it without its answer getting through.
+            with contextlib.suppress(FileNotFoundError), _named_errors(self.path(name), "deleted"):
+                self._ask(lambda: fs.delete_file(f"{root}/{_checked(name)}"))
+
+    def sweep(self) -> None:
+        """Delete what dead processes of this machine left half-written; of other machines, what is hours old."""
+        if not self.is_local:
+            return
+        with _named_errors(self.path(), "swept"):
+            delete_abandoned(self.local_path())
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
         """Return pyarrow's file system and the run directory's path on it.
@@ -216,14 +245,15 @@ class RunDirectory:
             StorageError: a URL scheme that pyarrow does not know.
         """
         try:
-            fs, root = pafs.FileSystem.from_uri(
-                self.location if "://" in self.location else Path(self.location).as_uri()
-            )
+            fs, root = open_store(Path(self.location).as_uri() if self.is_local else self.location)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise StorageError(
                 f"{self.location} is no place for a run: {error}.", "Name a local path, s3://… or gs://…."
             ) from error
         return fs, root.rstrip("/")
+
+    def _ask(self, deed: Callable[[], T]) -> T:
+        return deed() if self.is_local else with_patience(self.location, deed)
 
 
 def load_run(run: RunDirectory) -> dict[str, Any]:
@@ -273,17 +303,3 @@ def _checked(name: str) -> str:
     if name.startswith("/") or ".." in parts:
         raise StorageError(f"{name!r} leaves the run directory.", "Name a file inside it.")
     return name.strip("/")
-
-
-def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -15,6 +15,7 @@ from polypersona.records import Item, Persona, seed_from
 
 LIMIT = 10
 END = 2  # the toy tokenizer's end of turn
+STOPS = [0, 1, END]  # its control tokens: what an answer ends at
 SCALE = ("Strongly disagree", "Disagree", "Neutral", "Agree", "Strongly agree")
 LIKERT = Item("care.likert.01", "healthcare", "I am satisfied with the care.", "likert", SCALE)
 YESNO = Item("care.yesno.01", "healthcare", "Do you go?", "yesno", ("No", "Yes"), codes=(0, 1))
@@ -86,12 +87,13 @@ class Plain:
     def written(self, ids: list[int], limit: int = LIMIT, **options: Any) -> list[int]:
         out = self.model.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-            max_new_tokens=limit, eos_token_id=END, pad_token_id=0, **options,
+            max_new_tokens=limit, eos_token_id=STOPS, pad_token_id=0, **options,
         )  # fmt: skip
         return out[0, len(ids) :].tolist()
 
     def text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode([token for token in tokens if token != END], skip_special_tokens=True).strip()
+        written = [token for token in tokens if token not in STOPS]
+        return self.tokenizer.decode(written, skip_special_tokens=True).strip()
 
     @torch.no_grad()
     def log_probs(self, ids: list[int], options: Sequence[Sequence[int]]) -> list[float]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from response_rows import rows_of
 
-from polypersona.answering import Task, answer_cells, build_cells, build_rows, quarantine_all
+from polypersona.answering import Task, answer_cells, build_cells, build_rows
 from polypersona.engines.base import Answer, EngineSettings
 from polypersona.engines.fake import FakeEngine
 from polypersona.errors import EngineError
@@ -151,12 +151,3 @@ def test_repeated_values_are_numbered_in_the_order_of_their_rows_in_both_files()
     rows = build_rows(plan.shard(0), *map(list, zip(*open_cells, strict=True)), TASK)
     assert rows.committed.column("persona_id").combine_chunks().dictionary.to_pylist() == ["p0", "p2", "p3", "p4"]
     assert rows.quarantined.column("persona_id").combine_chunks().dictionary.to_pylist() == ["p1"]
-
-
-def test_a_shard_that_is_given_up_is_quarantined_whole():
-    plan = ledger()
-    cells = build_cells(plan.shard(0), plan, POPULATION, TASK)
-    rows = quarantine_all(plan.shard(0), cells, ("boom", "bang"), TASK)
-    assert not rows.committed.num_rows
-    assert rows.quarantined.num_rows == 4
-    assert {(row.disposition, row.attempts, row.reason) for row in rows_of(rows.quarantined)} == {("error", 2, "bang")}

@@ -13,26 +13,32 @@ PACKAGE = ROOT / "polypersona"
 
 # Lowest first. A name is a module at the top of the package, or a folder, whose modules may import each other.
 LAYERS = (
-    ("location",),
-    ("polypersona", "errors", "progress"),
-    ("extras", "recipe_text", "records", "resources", "storage"),
-    ("recipe", "chatml", "coding", "fingerprint", "events", "gates"),
-    ("composition", "dataset_card", "interview", "ledger", "leaks", "panel", "record_files", "scheduling", "shardfile",
-     "simulator", "splits"),
-    ("attempts", "decoding", "domain_files", "metrics", "models", "record_fields", "verify"),
-    ("questionbank", "engines"),
-    ("examples", "routing"),
-    ("population", "records_loader", "references", "teacher", "training"),
-    ("answering", "content", "scoring"),
-    ("measurement", "shard_actor"),
+    ("local_files", "location"),
+    ("polypersona", "errors", "object_store", "progress"),
+    ("control_tokens", "extras", "parquet", "recipe_text", "records", "resources", "storage"),
+    ("recipe", "chatml", "coding", "fingerprint", "events", "gates", "telemetry"),
+    ("bisection", "composition", "dataset_card", "interview", "lease", "ledger", "leaks", "panel", "record_files",
+     "scheduling", "shardfile", "simulator", "splits"),
+    ("attempts", "decoding", "domain_files", "history", "models", "pool_watch", "record_fields", "rounds",
+     "shard_audit", "shared_path", "survey", "tickets"),
+    ("questionbank", "engines", "metrics", "status", "verify"),
+    ("examples", "response_table", "routing"),
+    ("merging", "population", "records_loader", "references", "submission", "teacher", "training", "units"),
+    ("annotation", "answering", "content", "scoring"),
+    ("measurement", "shard_store"),
+    ("shard_actor",),
     ("shard_pool",),
-    ("benchmark", "dataset", "finetune", "generate", "evaluate"),
+    ("driver",),
+    ("benchmark", "compare", "dataset", "finetune", "generate", "evaluate", "retry"),
     ("report",),
     ("cli",),
+    ("__main__",),
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
-MAY_IMPORT_RAY = {"shard_pool", "generate", "finetune", "evaluate", "scheduling.inventory"}
+MAY_IMPORT_RAY = {
+    "driver", "evaluate", "finetune", "pool_watch", "scheduling.inventory", "shard_pool", "shared_path", "telemetry",
+}  # fmt: skip
 MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "finetune", "metrics.bertscore")
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400
@@ -123,7 +129,10 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 
 # Importing these reaches Ray or torch by design; everything else must stay light, through any chain of imports.
 HEAVY_IMPORTS = {
-    "ray": {"shard_pool", "generate", "finetune", "evaluate", "scheduling.inventory", "benchmark", "cli.plan"},
+    "ray": {
+        "benchmark", "cli.job_server", "cli.plan", "driver", "evaluate", "finetune", "generate", "pool_watch", "retry",
+        "scheduling.inventory", "shard_pool", "shared_path",
+    },
     "torch": {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",

@@ -172,7 +172,6 @@ MISTAKES = {
         RUN,
         ["generate.context", "'previous'", "fake", "choose generate.engine: packed"],
     ),
-    "an option of another version": (recipe_with(generate={"max_hours": 2}), RUN, ["generate.max_hours"]),
     "an endpoint without its address": (
         recipe_with(generate={"engine": "endpoint"}),
         RUN,

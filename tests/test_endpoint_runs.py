@@ -20,7 +20,8 @@ from polypersona.engines.settings import Weights, refuse_unsupported
 from polypersona.errors import EngineError, RecipeChangedError, RecipeError
 from polypersona.population import Population
 from polypersona.recipe import build_recipe
-from polypersona.scheduling.policy import GIB, Gpu, Inventory, Node, build_plan
+from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
+from polypersona.scheduling.policy import build_plan
 from polypersona.storage import RunDirectory
 from polypersona.verify import verify
 

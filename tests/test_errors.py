@@ -14,11 +14,11 @@ CLASSES = [
     for _, cls in inspect.getmembers(errors, inspect.isclass)
     if issubclass(cls, PolypersonaError) and cls.__module__ == errors.__name__
 ]
-EXIT_CODES = {"RunFailedError": 1, "TooManyQuarantinedError": 3}
+EXIT_CODES = {"LeaseLostError": 1, "RunFailedError": 1, "TooManyQuarantinedError": 3, "RunStoppedError": 4}
 
 
 def test_the_family_is_complete():
-    assert len(CLASSES) == 13
+    assert len(CLASSES) == 18
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

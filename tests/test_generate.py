@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from toy_models import make_toy_model
 
-from polypersona import generate
+from polypersona import driver, generate
 from polypersona.engines.base import Answer
 from polypersona.errors import (
     EngineError,
@@ -22,7 +22,6 @@ from polypersona.errors import (
     RecipeChangedError,
     RunFailedError,
     StorageError,
-    TooManyQuarantinedError,
 )
 from polypersona.events import read_events
 from polypersona.examples import build_example, render_examples
@@ -121,7 +120,7 @@ def test_a_change_of_content_is_refused_with_a_diff_and_one_of_speed_goes_on(loc
 @pytest.mark.ray
 def test_a_shard_that_gets_lost_on_the_way_is_no_finished_run(local_ray, tmp_path, monkeypatch):
     panel = write_panel(tmp_path / "panel.jsonl", 8)
-    monkeypatch.setattr(generate, "answer_shards", lambda job, plan: iter(()))
+    monkeypatch.setattr(driver, "answer_shards", lambda job, plan: iter(()))
     with pytest.raises(RunFailedError, match=r"2 of 2 shards .* were not committed, the first is 0"):
         generate.run(recipe(tmp_path, panel))
     assert "generate" not in load_run(RunDirectory.at(tmp_path / "run")).get("stages", {})
@@ -178,36 +177,6 @@ def test_a_killed_actor_loses_no_committed_shard_and_changes_no_byte(local_ray, 
         if event["event"] == "commit"
     ]
     assert sorted(commits) == list(range(6))
-
-
-@pytest.mark.ray
-def test_what_fails_is_quarantined_with_its_reason_and_the_rest_is_committed(local_ray, tmp_path):
-    failing = {0: "error", 1: "invalid", 2: "refusal", 5: "raise", 9: "crash"}
-    panel = write_panel(tmp_path / "panel.jsonl", 16, {at: {"fake_failure": what} for at, what in failing.items()})
-    asked = recipe(tmp_path, panel, max_attempts=2)
-    summary = generate.run(asked)
-    assert (summary["committed"], summary["quarantined"]) == (16 * 4 - 10 * 4, 10 * 4)
-    table = pq.read_table(tmp_path / "run" / "quarantine")
-    reasons = {(row["persona_id"], row["reason"], row["disposition"], row["attempts"]) for row in table.to_pylist()}
-    assert ("p0", "asked the fake engine for an error", "error", 2) in reasons
-    assert ("p1", "the answer is none of the options", "invalid", 1) in reasons
-    assert ("p4", "RuntimeError: persona 'p5' asked the fake engine to raise", "error", 2) in reasons
-    assert ("p8", "the process died while it answered the shard", "error", 2) in reasons
-    committed = rows(tmp_path / "run", ("assignment_id", "persona_id", "disposition")).values()
-    assert {row["disposition"] for row in committed} == {"complete", "refusal"}
-    assert verify(RunDirectory.at(tmp_path / "run")).problems == ()
-    assert generate.run(asked)["skipped"]
-    with pytest.raises(TooManyQuarantinedError, match=r"40 of 64 cells \(62.50 %\)") as excess:
-        generate.run(recipe(tmp_path, panel, max_quarantined=0.5))
-    assert excess.value.exit_code == 3
-
-
-@pytest.mark.ray
-def test_a_run_with_nothing_but_failures_fails_with_the_commonest_reason(local_ray, tmp_path):
-    panel = write_panel(tmp_path / "panel.jsonl", 4, {at: {"fake_failure": "error"} for at in range(4)})
-    with pytest.raises(RunFailedError, match=r"None of 16 cells .* asked the fake engine for an error") as failed:
-        generate.run(recipe(tmp_path, panel))
-    assert failed.value.exit_code == 1
 
 
 @pytest.mark.ray
@@ -287,7 +256,6 @@ def test_the_test_split_needs_the_dataset_stage(tmp_path):
         ("length_norm", True, "generate.length_norm: True is not part of the fake engine"),
         ("repetition_penalty", 1.2, "generate.repetition_penalty: 1.2 is not part of the fake engine"),
         ("stop", ["END"], r"generate.stop: \['END'\] is not part of the fake engine"),
-        ("max_hours", 1.5, "generate.max_hours is not part of this version"),
     ],
 )
 def test_an_option_the_engine_lacks_is_refused_by_name_before_anything_starts(tmp_path, option, value, sentence):

@@ -4,6 +4,10 @@ import errno
 import json
 import os
 import pickle
+import platform
+import signal
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -143,6 +147,30 @@ def test_a_writer_that_is_interrupted_leaves_nothing(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.write("shard", b"new")
     assert all_files(run.local_path()) == []
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_a_live_one_writes_is_not(run):
+    source = (
+        "import os, signal, sys; from polypersona.storage import RunDirectory\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "RunDirectory.at(sys.argv[1]).write(sys.argv[2], b'half')"
+    )
+    for name in ("run.json", "responses/shard"):
+        died = subprocess.run([sys.executable, "-c", source, run.location, name], check=False)
+        assert died.returncode == -signal.SIGKILL
+    mine = run.local_path("responses") / f".other.0.{os.getpid()}@{platform.node()}.tmp"
+    far, old = (run.local_path("responses") / f".{name}.0.1@elsewhere.tmp" for name in ("far", "old"))
+    for path in (mine, far, old):
+        path.write_bytes(b"")
+    os.utime(old, (0, 0))
+    assert len(all_files(run.local_path())) == 5
+    run.sweep()
+    assert all_files(run.local_path()) == sorted(f"responses/{path.name}" for path in (mine, far))
+
+
+def test_there_is_nothing_to_sweep_where_no_run_is(tmp_path, s3_url):
+    RunDirectory.at(tmp_path / "none").sweep()
+    RunDirectory.at(s3_url).sweep()
 
 
 def test_the_data_are_on_disk_before_the_name_appears(run, monkeypatch):

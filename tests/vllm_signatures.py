@@ -160,7 +160,7 @@ def _kind(annotation: str) -> TypeAdapter[Any]:
     }
     # vLLM's own records, which the double makes and checks one by one.
     known |= dict.fromkeys(("PromptType", "SamplingParams", "LoRARequest", "tqdm", "RequestStateStats"), Any)
-    known |= dict.fromkeys(("SampleLogprobs", "PromptLogprobs", "CompletionOutput"), Any)
+    known |= dict.fromkeys(("SampleLogprobs", "PromptLogprobs", "CompletionOutput", "LoadFormats"), Any)
     known |= {"Sequence": Sequence, "Callable": Callable, "NotRequired": _same, "Any": Any}
     kind = eval(annotation.replace("GenericSequence", "list"), known)
     return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import threading
 
 import click
 
 from polypersona import __version__
+from polypersona.cli.failure import show_failure, show_thread_failure
 from polypersona.errors import PolypersonaError, nearest
 from polypersona.location import mask_secrets
 
@@ -23,10 +25,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("polypersona.cli.stages:generate_command", "Answer every cell of the run."),
     "evaluate": ("polypersona.cli.stages:evaluate_command", "Score the responses beside their floors."),
     "report": ("polypersona.cli.stages:report_command", "Write the HTML report."),
+    "submit": ("polypersona.cli.submit:submit_command", "Run a recipe as a job on a Ray cluster; follow its log."),
     "plan": ("polypersona.cli.stages:plan_command", "Say what would run where; start nothing."),
     "bench": ("polypersona.cli.bench:bench_command", "Measure how fast this machine answers a recipe, for plan."),
     "verify": ("polypersona.cli.runs:verify_command", "Prove that each assignment is there exactly once."),
+    "retry": ("polypersona.cli.retry:retry_command", "Ask again what a run has in quarantine."),
     "status": ("polypersona.cli.runs:status_command", "Show how far a run is."),
+    "compare": (
+        "polypersona.cli.compare:compare_command",
+        "Compare a run with coded human data, by item and subgroup.",
+    ),
+    "annotate": ("polypersona.cli.annotate:annotate_command", "Let people rate a blind sample on a local page."),
     "bank": ("polypersona.cli.bank:bank", "Check, list and show the questionbank."),
     "personas": ("polypersona.cli.personas:personas", "Sample, import and describe panels."),
     "models": ("polypersona.cli.info:models_command", "List the supported base models."),
@@ -62,6 +71,15 @@ def cli() -> None:
 
     \b
     Example: polypersona run jobs/demo.yaml
+
+    \b
+    Exit codes:
+      0    finished, with no more quarantined than generate.max_quarantined
+      1    an unexpected failure, or `verify` found something
+      2    a mistake in what was asked for; nothing was changed
+      3    finished, with more quarantined than allowed; `retry` asks again
+      4    stopped after generate.max_hours; the same command goes on
+      130  interrupted; the same command goes on
     """
 
 
@@ -72,6 +90,7 @@ def _forget_result(_result: object) -> None:
 
 def main() -> None:
     """Run the command line; a named failure is one sentence on stderr and its exit code, without a traceback."""
+    threading.excepthook = show_thread_failure
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -89,4 +108,7 @@ def main() -> None:
         if error.hint:
             click.echo(error.hint, err=True)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 whatever it is, its traceback must not show a secret
+        show_failure(error)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

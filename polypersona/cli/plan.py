@@ -18,7 +18,8 @@ from polypersona.recipe import Recipe
 from polypersona.scheduling.calibration import Calibration, key_of, load_calibrations
 from polypersona.scheduling.estimate import Estimate, devices_of, estimate_generation
 from polypersona.scheduling.inventory import load_inventory, read_inventory
-from polypersona.scheduling.policy import GIB, Inventory, Plan, build_plan, limit_inventory
+from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
+from polypersona.scheduling.policy import Plan, build_plan
 from polypersona.storage import RunDirectory, load_run
 
 
@@ -129,7 +130,8 @@ def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{train.workers.value} × {train.batch_size} × {train.accumulation}",
             "workers × batch × accumulation; the recipe's, whatever the workers",
         ),
-        ("actors", str(generate.actors.value), generate.actors.reason),
+        *[(f"actors on {one.name}", str(one.actors.value), one.actors.reason) for one in generate.pools],
+        *[("left out", one.name, one.reason) for one in generate.left_out],
         ("precision", generate.dtype.value, generate.dtype.reason),
         ("quantization", generate.quantization.value, generate.quantization.reason),
         ("slots", str(generate.slots.value), generate.slots.reason),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from polypersona.cli.options import json_option, recipe_options
 from polypersona.errors import TooManyQuarantinedError
+from polypersona.lease import hold
 from polypersona.location import mask_secrets
 from polypersona.recipe import STAGES, Recipe, load_recipe
 from polypersona.storage import RunDirectory
@@ -35,8 +37,17 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
     recipe = load_recipe(recipe_path, overrides)
     _refuse_late_mistakes(recipe)
     _echo_plan(recipe, None, as_json=False)
+    with hold(RunDirectory.at(recipe.location)):
+        location, excess = _run_stages(recipe, STAGES[STAGES.index(first) : STAGES.index(last) + 1])
+    click.echo(location)
+    if excess is not None:
+        raise excess
+
+
+def _run_stages(recipe: Recipe, stages: Sequence[str]) -> tuple[str, TooManyQuarantinedError | None]:
+    """Run stages one after another; return the place to look at, and whether too many cells are quarantined."""
     location, excess = mask_secrets(recipe.location), None
-    for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
+    for stage in stages:
         if stage == "finetune" and not _needs_adapter(recipe):
             click.echo("finetune: not needed, no adapter of this run answers")
             continue
@@ -49,9 +60,7 @@ def run_command(recipe_path: str, overrides: tuple[str, ...], first: str, last: 
         location = result.get("report", location) if stage == "report" else location
         if stage != "report":
             click.echo(_one_line(stage, result))
-    click.echo(location)
-    if excess is not None:
-        raise excess
+    return location, excess
 
 
 def _refuse_late_mistakes(recipe: Recipe) -> None:
@@ -136,8 +145,10 @@ def report_command(recipe_path: str, overrides: tuple[str, ...]) -> None:
 
 def _run_alone(stage: str, recipe_path: str, overrides: tuple[str, ...]) -> None:
     recipe = load_recipe(recipe_path, overrides)
-    RunDirectory.at(recipe.location).refuse_unusable()
-    result = _run_stage(stage, recipe)
+    directory = RunDirectory.at(recipe.location)
+    directory.refuse_unusable()
+    with hold(directory):
+        result = _run_stage(stage, recipe)
     _echo_warnings(result)
     click.echo(result["report"] if stage == "report" else _one_line(stage, result))
 

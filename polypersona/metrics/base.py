@@ -21,7 +21,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 # Texts whose tokens, sentiment and so on a process remembers: a shard's, as response and as reference.
-MAX_REMEMBERED_TEXTS = 2**15
+MAX_REMEMBERED_TEXTS = 2**16
 # One in fixed point. A value in [-1, 1] is kept to 2**-31; sums of up to 2**32 rows fit an int64.
 SCALE = 2**30
 
@@ -103,11 +103,8 @@ def fixed(value: float) -> int:
 
 def mean_rows(values: Sequence[float | None]) -> IntArray:
     """Return rows (1, fixed value) of a metric that is a mean; None is undefined. Shape (num_values, 2)."""
-    rows = np.zeros((len(values), 2), dtype=np.int64)
-    for index, value in enumerate(values):
-        if value is not None:
-            rows[index] = (1, fixed(value))
-    return rows
+    flat = [number for value in values for number in ((0, 0) if value is None else (1, fixed(value)))]
+    return np.array(flat, dtype=np.int64).reshape(-1, 2)
 
 
 def mean_score(totals: IntArray) -> FloatArray:

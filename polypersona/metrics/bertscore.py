@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from polypersona.errors import ModelError
 from polypersona.metrics.base import FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.models.location import check_hub_weights, locate_model
 
 Part = Literal["precision", "recall", "f1"]
 PARTS: tuple[Part, ...] = ("precision", "recall", "f1")
@@ -61,20 +63,24 @@ def build_bertscores(model: str) -> tuple[BertScore, ...]:
     """Return precision, recall and F1 with an encoder, at the layer bert-score recommends or else its last.
 
     Raises:
-        ModelError: the encoder's configuration cannot be read.
+        ModelError: the encoder's configuration cannot be read, it runs code of its own, or its weights are pickled.
     """
     from bert_score.utils import model2layers
     from transformers import AutoConfig
 
-    layer = model2layers.get(model)
-    if layer is None:
-        try:
-            layer = int(AutoConfig.from_pretrained(model).num_hidden_layers)
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(
-                f"evaluate.bertscore_model: {model!r} is no encoder that can be loaded.",
-                "Name a folder or hub id of an encoder, or leave the key out to go without BERTScore.",
-            ) from error
+    try:
+        # False, not the default: that asks on a terminal whether to run the code that the encoder brings along.
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        layer = model2layers.get(model) or int(config.num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"evaluate.bertscore_model: {model!r} is no encoder that can be loaded.",
+            "Name a folder or hub id of an encoder, or leave the key out to go without BERTScore.",
+        ) from error
+    if Path(model).is_dir():
+        locate_model(model)
+    else:
+        check_hub_weights(model, None)
     return tuple(BertScore(model, layer, part) for part in PARTS)
 
 

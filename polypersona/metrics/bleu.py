@@ -12,7 +12,6 @@ much of any of them is owed to the persona.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +21,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
 from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.words import bleu_tokens, count_shared, lower_words
 
 MAX_ORDER = 4
 SMOOTHING_EPSILON = 0.1
@@ -96,32 +96,35 @@ class NltkBleu:
 
 def nltk_sentence_bleu(text: str, reference: str) -> float:
     """Return NLTK's `sentence_bleu(…, SmoothingFunction().method1)` of lower-cased whitespace tokens, in [0, 1]."""
-    tokens, expected = text.lower().split(), reference.lower().split()
-    logs = []
-    for order in range(1, MAX_ORDER + 1):
-        counts, allowed = _ngrams(tokens, order), _ngrams(expected, order)
-        matched = sum(min(count, allowed[ngram]) for ngram, count in counts.items())
-        if order == 1 and matched == 0:
-            return 0.0
-        logs.append(math.log((matched or SMOOTHING_EPSILON) / max(1, sum(counts.values()))) / MAX_ORDER)
+    tokens, expected = lower_words(text), lower_words(reference)
+    shared = count_shared(tokens, expected, MAX_ORDER)
+    if shared[0] == 0:
+        return 0.0
+    logs = [
+        math.log((matched or SMOOTHING_EPSILON) / possible) / MAX_ORDER
+        for matched, possible in zip(shared, _possible(tokens, least=1), strict=True)
+    ]
     brevity = 1.0 if len(tokens) > len(expected) else math.exp(1 - len(expected) / len(tokens))
     return brevity * math.exp(math.fsum(logs))
 
 
-def _ngrams(tokens: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
-
-
-@lru_cache(maxsize=1)
-def _scorer() -> BLEU:
-    return BLEU(effective_order=True)
+def _possible(tokens: Sequence[str], least: int = 0) -> list[int]:
+    """Return the number of n-grams of every order."""
+    return [max(least, len(tokens) - order + 1) for order in range(1, MAX_ORDER + 1)]
 
 
 @lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def _sentence(text: str, reference: str) -> tuple[float, tuple[int, ...]]:
-    """Return sentence BLEU in [0, 1] and the corpus row: both come from one pass of sacrebleu."""
-    found = _scorer().sentence_score(text, [reference])
-    return found.score / 100, (1, *found.counts, *found.totals, found.sys_len, found.ref_len)
+    """Return sentence BLEU in [0, 1] and the corpus row: both come from the same counts."""
+    tokens, expected = bleu_tokens(text), bleu_tokens(reference)
+    shared, possible = count_shared(tokens, expected, MAX_ORDER), _possible(tokens)
+    row = (1, *shared, *possible, len(tokens), len(expected))
+    return _sentence_score(shared, possible, len(tokens), len(expected)) / 100, row
+
+
+def _sentence_score(shared: list[int], possible: list[int], length: int, expected: int) -> float:
+    found = BLEU.compute_bleu(shared, possible, length, expected, smooth_method="exp", effective_order=True)
+    return float(found.score)
 
 
 def _corpus_score(total: Sequence[int]) -> float:

@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, IntArray
+from polypersona.metrics.base import IntArray
+from polypersona.metrics.words import ByWord, plain_words
 from polypersona.records import seed_from
 
 NUM_FOLDS = 32
 Z_95 = 1.959963984540054
-
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_MULTIPLIERS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
 
 class Interval(NamedTuple):
@@ -102,15 +101,20 @@ class Distinct:
         return f"distinct:{self.order}|over:all_texts|case:lower|tok:words|interval:jackknife{NUM_FOLDS}|range:0-1"
 
     def collect(self, texts: Sequence[str], folds: Sequence[int]) -> NgramSet:
-        totals = np.zeros(NUM_FOLDS, dtype=np.int64)
-        found = [_ngram_hashes(text, self.order) for text in texts]
-        for fold, hashes in zip(folds, found, strict=True):
-            totals[fold] += len(hashes)
-        masks = [np.full(len(hashes), 1 << fold, dtype=np.uint32) for fold, hashes in zip(folds, found, strict=True)]
-        hashes, bits = _unique(
-            np.concatenate([np.empty(0, dtype=np.uint64), *found]), np.concatenate([np.empty(0, np.uint32), *masks])
+        words = [plain_words(text) for text in texts]
+        lengths = np.array([len(line) for line in words], dtype=np.int64)
+        hashes = np.fromiter(
+            map(_hash_of.__getitem__, chain.from_iterable(words)), dtype=np.uint64, count=int(lengths.sum())
         )
-        return NgramSet(hashes, bits, totals, len(texts))
+        # How many words follow in the same text: an n-gram begins wherever enough of them do.
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(hashes))
+        begins = np.flatnonzero(left >= self.order)
+        found = hashes[begins]
+        for place in range(1, self.order):
+            found = _mix(found, hashes[begins + place])
+        fold = np.repeat(np.asarray(folds, dtype=np.uint32), np.maximum(lengths - self.order + 1, 0))
+        totals = np.bincount(fold, minlength=NUM_FOLDS).astype(np.int64)
+        return NgramSet(*_unique(found, np.uint32(1) << fold), totals, len(texts))
 
     def score(self, ngrams: NgramSet) -> Interval:
         total = int(ngrams.totals.sum())
@@ -135,12 +139,19 @@ def fold_of(persona_id: str) -> int:
     return seed_from("fold", persona_id) % NUM_FOLDS
 
 
-@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
-def _ngram_hashes(text: str, order: int) -> npt.NDArray[np.uint64]:
-    words = _WORD.findall(text.lower())
-    ngrams = zip(*(words[start:] for start in range(order)), strict=False)
-    data = b"".join(hashlib.blake2b(" ".join(ngram).encode(), digest_size=8).digest() for ngram in ngrams)
-    return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+_hash_of: ByWord[int] = ByWord(_hash_word)
+
+
+def _mix(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the hashes of two things in this order (the finalizer of SplitMix64; Steele et al. 2014)."""
+    mixed = first * _MULTIPLIERS[0] + second
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MULTIPLIERS[1]
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIERS[2]
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _unique(

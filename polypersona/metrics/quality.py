@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.words import plain_words
 
 OPEN_WORDS = (3, 150)
 CLOSED_WORDS = (1, 80)
@@ -32,7 +33,6 @@ MIN_STEM_WORDS = 5
 MAX_PHRASE_WORDS = 8
 LOOP_REPEATS = 3
 
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _HEADINGS = re.compile(r"\b(persona|question|options|domain):|<\|", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s*")
 _FINISHED = re.compile(r"[.!?…][\"'”’)\]]*\s*$")
@@ -106,18 +106,23 @@ def _is_finished(pair: Pair) -> bool:
 
 
 def _copies_no_prompt(pair: Pair) -> bool:
-    stem = _words(pair.item.stem)
-    copied = len(stem) >= MIN_STEM_WORDS and f" {' '.join(stem)} " in f" {' '.join(_words(pair.text))} "
+    stem = plain_words(pair.item.stem)
+    copied = len(stem) >= MIN_STEM_WORDS and f" {' '.join(stem)} " in f" {' '.join(plain_words(pair.text))} "
     return not copied and not _HEADINGS.search(pair.text)
 
 
 def _has_no_loop(pair: Pair) -> bool:
-    words = _words(pair.text)
+    return not _loops(pair.text)
+
+
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
+def _loops(text: str) -> bool:
+    words = plain_words(text)
     if any(_repeats(words, length) for length in range(1, MAX_PHRASE_WORDS + 1)):
-        return False
-    sentences = [_words(sentence) for sentence in _SENTENCE_END.split(pair.text)]
+        return True
+    sentences = [plain_words(sentence) for sentence in _SENTENCE_END.split(text)]
     long_ones = [sentence for sentence in sentences if len(sentence) >= 4]
-    return len(set(long_ones)) == len(long_ones)
+    return len(set(long_ones)) < len(long_ones)
 
 
 def _repeats(words: Sequence[str], length: int) -> bool:
@@ -133,11 +138,6 @@ def _repeats(words: Sequence[str], length: int) -> bool:
 def _has_length(pair: Pair) -> bool:
     low, high = CLOSED_WORDS if pair.item.is_closed else OPEN_WORDS
     return low <= len(pair.text.split()) <= high
-
-
-@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.lower()))
 
 
 CHECKS: Mapping[str, Callable[[Pair], bool]] = {

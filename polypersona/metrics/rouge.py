@@ -9,7 +9,6 @@ subsequence is found with a few operations on one long integer per reference tok
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +16,9 @@ from importlib.metadata import version
 from typing import Literal
 
 from rouge_score.scoring import fmeasure
-from rouge_score.tokenize import tokenize
 
 from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.words import count_shared, rouge_tokens
 
 Kind = Literal["1", "2", "L"]
 
@@ -54,34 +53,35 @@ class Rouge:
 
 def rouge(kind: Kind, text: str, reference: str) -> float:
     """Return the F-measure of one pair, in [0, 1]."""
-    tokens, expected = _tokens(text), _tokens(reference)
+    tokens, expected = rouge_tokens(text), rouge_tokens(reference)
     if kind == "L":
         if not tokens or not expected:
             return 0.0
         shared = lcs_length(tokens, expected)
         return float(fmeasure(shared / len(tokens), shared / len(expected)))
-    found, wanted = _ngrams(tokens, int(kind)), _ngrams(expected, int(kind))
-    shared = sum(min(count, wanted[ngram]) for ngram, count in found.items())
-    return float(fmeasure(shared / max(found.total(), 1), shared / max(wanted.total(), 1)))
+    order = int(kind)
+    shared = _shared(tokens, expected)[order - 1]
+    return float(fmeasure(shared / max(len(tokens) - order + 1, 1), shared / max(len(expected) - order + 1, 1)))
 
 
 def lcs_length(left: Sequence[str], right: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, bit-parallel over `left`."""
-    places: dict[str, int] = {}
-    for index, token in enumerate(left):
-        places[token] = places.get(token, 0) | 1 << index
-    full = (1 << len(left)) - 1
-    state = full
+    """Return the length of the longest common subsequence, bit-parallel over the words of `left` that both have."""
+    both = set(left).intersection(right)
+    places = dict.fromkeys(both, 0)
+    bit = 1
+    for token in left:
+        if token in both:
+            places[token] |= bit
+            bit <<= 1
+    full = state = bit - 1
     for token in right:
-        hits = state & places.get(token, 0)
-        state = (state + hits | state - hits) & full
-    return len(left) - state.bit_count()
+        if token in both:
+            hits = state & places[token]
+            state = (state + hits | state - hits) & full
+    return (full ^ state).bit_count()
 
 
+# ROUGE-2 asks for the pairs that ROUGE-1 has just compared.
 @lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
-def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(tokenize(text, None))
-
-
-def _ngrams(tokens: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
+def _shared(tokens: tuple[str, ...], expected: tuple[str, ...]) -> list[int]:
+    return count_shared(tokens, expected, 2)

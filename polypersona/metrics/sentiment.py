@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from polypersona.metrics.base import MAX_REMEMBERED_TEXTS, FloatArray, IntArray, Pair, mean_rows, mean_score
+from polypersona.metrics.words import ByWord
+
+WORDS_BEFORE, WORDS_BEHIND = 3, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,68 @@ class SentimentSimilarity:
 
 @lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
 def sentiment(text: str) -> float:
-    """Return VADER's compound score, in [−1, 1]."""
-    return float(_analyzer().polarity_scores(text)["compound"])
+    """Return VADER's compound score, in [−1, 1].
+
+    VADER reads every word within all others; what it finds depends only on the three words before and the two
+    behind, so its own rules are asked about those, once for every run of words, and only around words of its lexicon.
+    """
+    analyzer = _analyzer()
+    if not (text.isascii() or _emojis().isdisjoint(text)):
+        return float(analyzer.polarity_scores(text)["compound"])
+    words = list(map(_stripped.__getitem__, text.split()))
+    charged = [place for place, word in enumerate(words) if _is_charged[word]]
+    if not charged:
+        return 0.0
+    shouted = sum(map(str.isupper, words))
+    is_mixed_case = 0 < shouted < len(words)
+    valences = [0.0] * len(words)
+    for place in charged:
+        start = max(0, place - WORDS_BEFORE)
+        window = tuple(words[start : place + WORDS_BEHIND + 1])
+        valences[place] = _valence(window, place - start, is_mixed_case)
+    valences = analyzer._but_check(words, valences)
+    return float(analyzer.score_valence(valences, text.strip())["compound"])
 
 
 def _similarity(text: str, reference: str) -> float:
     return 1 - abs(sentiment(text) - sentiment(reference)) / 2
+
+
+class _Window(NamedTuple):
+    """What VADER's rules look at of a text."""
+
+    words_and_emoticons: list[str]
+    is_cap_diff: bool
+
+
+@lru_cache(maxsize=MAX_REMEMBERED_TEXTS)
+def _valence(words: tuple[str, ...], place: int, is_mixed_case: bool) -> float:
+    """Return the valence that VADER gives a word of its lexicon among its neighbours."""
+    if words[place].lower() == "kind" and words[place + 1 : place + 2] and words[place + 1].lower() == "of":
+        return 0.0
+    found = _analyzer().sentiment_valence(0, _Window(list(words), is_mixed_case), words[place], place, [])
+    return float(found[0])
+
+
+def _strip(word: str) -> str:
+    from vaderSentiment.vaderSentiment import SentiText
+
+    return str(SentiText._strip_punc_if_word(word))
+
+
+def _has_valence(word: str) -> bool:
+    from vaderSentiment.vaderSentiment import BOOSTER_DICT
+
+    return word.lower() in _analyzer().lexicon and word.lower() not in BOOSTER_DICT
+
+
+_stripped: ByWord[str] = ByWord(_strip)
+_is_charged: ByWord[bool] = ByWord(_has_valence)
+
+
+@lru_cache(maxsize=1)
+def _emojis() -> frozenset[str]:
+    return frozenset(_analyzer().emojis)
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ def check_adapter(adapter: str, model: str, revision: str | None = None) -> Path
     """Return the adapter's folder if it is whole and was made for this base model.
 
     Raises:
-        ModelError: no adapter there, pickled weights, or another base.
+        ModelError: no adapter there, no LoRA, pickled weights, or another base.
     """
     folder = Path(adapter).expanduser().absolute()
     if not folder.is_dir():
@@ -38,8 +38,13 @@ def check_adapter(adapter: str, model: str, revision: str | None = None) -> Path
         raise ModelError(
             f"The adapter {folder} holds no {WEIGHTS}; pickled weights are not loaded.", "Save it with safetensors."
         )
-    recorded = read_config(folder / TRAINING).get("base", {}) if (folder / TRAINING).is_file() else {}
-    if recorded.get("hash"):
+    if config.get("peft_type") != "LORA":
+        raise ModelError(
+            f"The adapter {folder} is of the type {config.get('peft_type')!r}; only LORA is loaded.",
+            "Name a LoRA adapter, or set model.adapter: none.",
+        )
+    recorded = _training(folder).get("base")
+    if isinstance(recorded, dict) and recorded.get("hash"):
         if recorded["hash"] != model_hash(model, revision):
             raise _other_base(folder, str(recorded.get("name")), model, "its weights or tokenizer differ")
     elif not _same_name(str(config.get("base_model_name_or_path") or ""), model):
@@ -61,8 +66,7 @@ def rendering_warning(adapter: str | Path, show_options: str) -> str:
         show_options: how the prompts it shall answer show the options.
     """
     folder = Path(adapter)
-    training = read_config(folder / TRAINING) if (folder / TRAINING).is_file() else {}
-    trained = training.get("rendering")
+    trained = _training(folder).get("rendering")
     now = f"this recipe has instrument.show_options: {show_options}"
     if not isinstance(trained, dict):
         return f"The adapter {folder.name} does not say how its training prompts showed the options; {now}."
@@ -86,7 +90,7 @@ def attach_adapter(base: Any, adapter: str, model: str, revision: str | None = N
         ModelError: the adapter is missing, damaged, of another base or of other shapes.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = check_adapter(adapter, model, revision)
     try:
@@ -94,7 +98,7 @@ def attach_adapter(base: Any, adapter: str, model: str, revision: str | None = N
             attached = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
         with safe_open(folder / WEIGHTS, framework="pt") as stream:
             stored = set(stream.keys())
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ModelError(f"The adapter {folder} cannot be attached to {model!r}: {said}", "Fine-tune again.") from error
     # Without the keyword peft asks the hub whether the base's vocabulary has changed.
@@ -137,6 +141,11 @@ def merge_adapter(attached: Any, dtype: torch.dtype) -> Any:
         parameter.requires_grad_(False)
     merged.config.dtype = dtype
     return merged
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Return what an adapter of this project records of its training; empty for one made elsewhere."""
+    return read_config(folder / TRAINING) if (folder / TRAINING).is_file() else {}
 
 
 def _same_name(recorded: str, model: str) -> bool:

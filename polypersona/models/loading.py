@@ -16,12 +16,14 @@ import torch
 from polypersona.errors import ModelError
 from polypersona.models.adapters import attach_adapter, merge_adapter
 from polypersona.models.location import (
+    check_hub_weights,
     check_tokenizer_files,
     hub_commit,
     hub_error,
     is_hub_id,
     locate_model,
     model_hash,
+    refuse_hub_adapter,
 )
 from polypersona.models.quantization import (
     Quantization,
@@ -84,6 +86,8 @@ def load_base_model(
     from transformers import AutoModelForCausalLM
 
     location = _reach(model, revision)
+    if is_hub_id(location):
+        check_hub_weights(location, revision)
     options: dict[str, Any] = {
         "dtype": "auto" if dtype == "stored" else DTYPES[dtype],
         "revision": revision or "main",
@@ -160,6 +164,7 @@ def _reach(model: str, revision: str | None) -> str:
     location = locate_model(model)
     if is_hub_id(location):
         hub_commit(location, revision)
+        refuse_hub_adapter(location, revision)
     return location
 
 
@@ -172,11 +177,9 @@ def _load_config(location: str, revision: str | None, trust_remote_code: bool) -
 
 def _loaded(location: str, what: str, load: Callable[[], Loaded]) -> Loaded:
     """Call a loader; what libraries raise for a bad model becomes one sentence."""
-    from safetensors import SafetensorError
-
     try:
         return load()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:
         if is_hub_id(location) and isinstance(error, OSError):
             raise hub_error(location, error) from error
         said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

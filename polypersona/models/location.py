@@ -23,6 +23,8 @@ _IDENTITY = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
     "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
+WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -101,7 +103,7 @@ def read_config(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"There is no {path}.", "Name a folder that holds the whole model or adapter.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not readable JSON: {error}.", "Restore the file.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON mapping.", "Restore the file.")
@@ -112,16 +114,78 @@ def _checked_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise ModelError(f"The model {folder} is a file, not a folder.", "Name the folder that holds config.json.")
     if not (folder / "config.json").is_file():
-        is_adapter = (folder / "adapter_config.json").is_file()
+        is_adapter = (folder / ADAPTER_CONFIG).is_file()
         hint = "Set model.adapter to it, and model.base to its base model." if is_adapter else "Name a model folder."
         raise ModelError(f"The model folder {folder} holds no config.json.", hint)
     read_config(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"The model folder {folder} holds no *.safetensors; pickled weights are not loaded.",
-            "Save the model with save_pretrained, which writes safetensors.",
-        )
+        raise _no_safetensors(f"The model folder {folder} holds no *.safetensors")
+    if (folder / WEIGHTS_INDEX).is_file():
+        check_weights_index(folder / WEIGHTS_INDEX)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise embedded_adapter(str(folder))
     return folder
+
+
+def check_weights_index(index: Path) -> None:
+    """Refuse a list of weight files that names anything but *.safetensors beside it.
+
+    Raises:
+        ModelError: it names another file, or is no such list.
+    """
+    weight_map = read_config(index).get("weight_map")
+    files = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+    for name in files:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+            raise _no_safetensors(f"{index} names {name!r} as a file of weights, which is no *.safetensors beside it")
+
+
+def check_hub_weights(hub_id: str, revision: str | None) -> None:
+    """Refuse a hub model whose weights are not safetensors.
+
+    Raises:
+        ModelError: it has none, or the hub cannot be asked.
+    """
+    index = _hub_file(hub_id, WEIGHTS_INDEX, revision)
+    if index is not None:
+        check_weights_index(index)
+    elif _hub_file(hub_id, "model.safetensors", revision) is None:
+        raise _no_safetensors(f"The model {hub_id!r} has no model.safetensors")
+
+
+def refuse_hub_adapter(hub_id: str, revision: str | None) -> None:
+    """Refuse a hub model that brings an adapter along, with which the libraries would load another base.
+
+    Raises:
+        ModelError: it has an adapter, or the hub cannot be asked.
+    """
+    if _hub_file(hub_id, ADAPTER_CONFIG, revision) is not None:
+        raise embedded_adapter(hub_id)
+
+
+def embedded_adapter(model: str) -> ModelError:
+    """Return the refusal of a base model with an adapter among its files: what answers would not be what is named."""
+    return ModelError(
+        f"The base model {model} holds an {ADAPTER_CONFIG}, so an adapter would be put on it unasked.",
+        "Move the adapter into a folder of its own, and set model.adapter to that.",
+    )
+
+
+def _hub_file(hub_id: str, name: str, revision: str | None) -> Path | None:
+    """Return a file of a hub model in the cache, fetched where it is not there; None where the model has none."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(hub_id, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise hub_error(hub_id, error) from error
+    return None if path is None else Path(path)
+
+
+def _no_safetensors(what: str) -> ModelError:
+    return ModelError(
+        f"{what}; pickled weights are not loaded.", "Save the model with save_pretrained, which writes safetensors."
+    )
 
 
 def hub_commit(hub_id: str, revision: str | None) -> str:

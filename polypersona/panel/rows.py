@@ -28,6 +28,7 @@ from polypersona.errors import PersonaError
 from polypersona.panel.spss import read_sav
 from polypersona.panel.table import Reject, Row, Table, refuse_repeated
 from polypersona.panel.workbook import read_workbook
+from polypersona.parquet import read_parquet
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".sav", ".zsav")
 
@@ -170,10 +171,8 @@ def _check_header(where: str, names: list[str]) -> None:
 
 
 def _parquet(location: str, data: bytes) -> Iterator[Row | Reject]:
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise PersonaError(f"{location}: this is not a Parquet file: {error}.", "Write it again as Parquet.") from error
     number = 0

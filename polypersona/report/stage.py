@@ -11,10 +11,10 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polypersona import __version__
 from polypersona.errors import StorageError
+from polypersona.parquet import read_parquet
 from polypersona.recipe import Recipe
 from polypersona.records import digest
 from polypersona.report.content import Evidence, build_content
@@ -22,6 +22,7 @@ from polypersona.report.page import assets_digest, browser_data, render_page
 from polypersona.report.sample import Sample
 from polypersona.report.source import load_source
 from polypersona.report.tally import Tally, asked_rows, stream_rows
+from polypersona.rounds import current_quarantine
 from polypersona.storage import RunDirectory, load_run, update_run
 
 PAGE, NUMBERS = "report.html", "report.json"
@@ -59,20 +60,20 @@ def gather(directory: RunDirectory, recipe: Recipe, state: dict[str, Any]) -> tu
         sample.add(asked_rows(table))
     scores, training = (directory.read_json(name) if directory.exists(name) else {} for name in _SMALL_FILES)
     source = load_source(directory, recipe, frozenset(sample.rows))
-    return Evidence(recipe, state, scores, training, tally, source, count_quarantine(directory)), sample
+    return Evidence(recipe, state, scores, training, tally, source, count_quarantine(directory, state)), sample
 
 
-def count_quarantine(directory: RunDirectory) -> Counter[str]:
-    """Return how many rows were set aside, by reason.
+def count_quarantine(directory: RunDirectory, state: dict[str, Any]) -> Counter[str]:
+    """Return how many rows were set aside, by reason; `state` is the run's run.json.
 
     Raises:
         StorageError: a file of quarantined rows cannot be read.
     """
     reasons: Counter[str] = Counter()
     fs, root = directory.filesystem()
-    for name in directory.names("quarantine", ".parquet"):
+    for name in current_quarantine(directory, state["fingerprint"]).values() if "fingerprint" in state else ():
         try:
-            table = pq.read_table(f"{root}/{name}", columns=["reason"], filesystem=fs)
+            table = read_parquet(f"{root}/{name}", ["reason"], fs)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"{directory.path(name)} cannot be read: {error}.",

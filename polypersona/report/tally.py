@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from polypersona.errors import StorageError
+from polypersona.parquet import open_parquet
 from polypersona.records import digest
 from polypersona.storage import RunDirectory
 
@@ -122,7 +122,7 @@ def stream_rows(run: RunDirectory, folder: str = "responses") -> Iterator[pa.Tab
     for name in run.names(folder, ".parquet"):
         try:
             with fs.open_input_file(f"{root}/{name}") as source:
-                for batch in pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
+                for batch in open_parquet(source).iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
                     yield _plain_table(batch)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(

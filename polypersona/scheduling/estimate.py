@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polypersona.scheduling.calibration import Calibration
-from polypersona.scheduling.policy import GeneratePlan, Inventory
+from polypersona.scheduling.machines import Inventory
+from polypersona.scheduling.policy import GeneratePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ def devices_of(engine: str, plan: GeneratePlan, inventory: Inventory) -> tuple[s
     A kind is empty where the inventory does not name a node's processor.
     """
     if plan.gpus_per_actor:
-        return tuple(gpu.name for gpu in inventory.gpus)
+        unused = {kind.name for kind in plan.left_out}
+        return tuple(gpu.name for node in inventory.nodes if node.accelerator not in unused for gpu in node.gpus)
     if engine == "vllm":
         return tuple(f"{node.cpus:g} × {node.processor}" if node.processor else "" for node in inventory.nodes)
     return tuple(node.processor for node in inventory.nodes for _ in range(int(node.cpus)))

@@ -1,6 +1,6 @@
 """The inventory: what this machine or the Ray cluster has, and the one place that starts or joins Ray.
 
-Gives `policy.Inventory` values. Facts that Ray does not know (bf16 instructions, memory of a GPU) are read on each
+Gives `machines.Inventory` values. Facts that Ray does not know (bf16 instructions, memory of a GPU) are read on each
 node by a task that reserves nothing.
 """
 
@@ -15,21 +15,23 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from polypersona.errors import InfeasiblePlanError, RecipeError
 from polypersona.records import digest
-from polypersona.scheduling.policy import Gpu, Inventory, Node, limit_inventory
+from polypersona.scheduling.machines import Gpu, Inventory, Node, limit_inventory
 
 PROBE_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
 # One thread a process: the pool is the parallelism, and a blocked OpenMP barrier costs more than a second thread gains.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-_NVIDIA_SMI = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+_NVIDIA_SMI = ("--query-gpu=name,memory.total,compute_cap,memory.free", "--format=csv,noheader,nounits")
 
 
 def start_ray(limits: Mapping[str, float] | None = None) -> Inventory:
@@ -64,19 +66,36 @@ def read_inventory(limits: Mapping[str, float] | None = None) -> Inventory:
 
 def read_cluster(limits: Mapping[str, float] | None = None) -> Inventory:
     """Return the nodes of the Ray cluster this process has joined, within the limits."""
-    here = ray.get_runtime_context().get_node_id()
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = alive_nodes()
     probe = ray.remote(num_cpus=0)(_probe)
     asked = {
         node["NodeID"]: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote()
         for node in alive
-        if node["NodeID"] != here
+        if node["NodeID"] != here()
     }
-    facts = {node_id: ray.get(answer, timeout=PROBE_TIMEOUT_S) for node_id, answer in asked.items()}
-    nodes = tuple(_cluster_node(node["Resources"], facts.get(node["NodeID"]) or _probe()) for node in alive)
+    facts = {here(): _probe()}
+    for node_id, answer in asked.items():
+        with contextlib.suppress(TaskUnschedulableError, NodeDiedError, WorkerCrashedError):  # it has left meanwhile
+            facts[node_id] = ray.get(answer, timeout=PROBE_TIMEOUT_S)
+    nodes = tuple(_cluster_node(node, facts[node["NodeID"]]) for node in alive if node["NodeID"] in facts)
     return limit_inventory(Inventory(nodes, f"a Ray cluster of {len(nodes)} node(s)"), limits or {})
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the living nodes of the joined cluster, as Ray lists them; asks no node."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def here() -> str:
+    """Return the id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_alive(node_id: str) -> bool:
+    """Return whether the cluster still counts a node among the living; a node nobody knows is not."""
+    return any(node["NodeID"] == node_id for node in alive_nodes())
 
 
 def local_inventory() -> Inventory:
@@ -85,27 +104,18 @@ def local_inventory() -> Inventory:
 
 
 def load_inventory(path: Path) -> Inventory:
-    """Read an inventory file: `{"nodes": [{"cpus", "memory_bytes", "gpus": […], "has_cpu_bf16", "processor"}]}`.
+    """Read an inventory file: `{"nodes": [{"cpus", "memory_bytes", "gpus": […], …}]}`.
+
+    A node may also say `has_cpu_bf16`, `processor`, `labels`, `object_store_bytes` and `node_id`; a GPU has `name`,
+    `memory_bytes`, `capability` and, if known, `free_bytes`. Another key is an error, because it would not be heard.
 
     Raises:
         RecipeError: the file cannot be read, or is no inventory.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        nodes = tuple(
-            Node(
-                float(node["cpus"]),
-                int(node["memory_bytes"]),
-                tuple(
-                    Gpu(str(gpu["name"]), int(gpu["memory_bytes"]), float(gpu["capability"]))
-                    for gpu in node.get("gpus", [])
-                ),
-                bool(node.get("has_cpu_bf16", False)),
-                str(node.get("processor", "")),
-            )
-            for node in content["nodes"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        nodes = tuple(_stored_node(node) for node in content["nodes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
             f"{path} is no inventory: {type(error).__name__} {error}.",
             'Write {"nodes": [{"cpus": 8, "memory_bytes": 34359738368, "gpus": [], "has_cpu_bf16": false}]}.',
@@ -113,6 +123,35 @@ def load_inventory(path: Path) -> Inventory:
     if not nodes:
         raise InfeasiblePlanError(f"{path} lists no node.", "Add at least one node.")
     return Inventory(nodes, str(path))
+
+
+def _stored_node(stored: Mapping[str, Any]) -> Node:
+    known = {"cpus", "memory_bytes", "gpus", "has_cpu_bf16", "processor", "labels", "object_store_bytes", "node_id"}
+    if other := sorted(set(stored) - known):
+        raise ValueError(f"a node has no {other[0]!r}")
+    store = stored.get("object_store_bytes")
+    return Node(
+        cpus=float(stored["cpus"]),
+        memory_bytes=int(stored["memory_bytes"]),
+        gpus=tuple(_stored_gpu(gpu) for gpu in stored.get("gpus", [])),
+        has_cpu_bf16=bool(stored.get("has_cpu_bf16", False)),
+        processor=str(stored.get("processor", "")),
+        node_id=str(stored.get("node_id", "")),
+        labels={str(key): str(value) for key, value in stored.get("labels", {}).items()},
+        object_store_bytes=None if store is None else int(store),
+    )
+
+
+def _stored_gpu(stored: Mapping[str, Any]) -> Gpu:
+    if other := sorted(set(stored) - {"name", "memory_bytes", "capability", "free_bytes"}):
+        raise ValueError(f"a GPU has no {other[0]!r}")
+    free = stored.get("free_bytes")
+    return Gpu(
+        str(stored["name"]),
+        int(stored["memory_bytes"]),
+        float(stored["capability"]),
+        None if free is None else int(free),
+    )
 
 
 @contextlib.contextmanager
@@ -169,11 +208,11 @@ def _address_error(address: str, what: str) -> InfeasiblePlanError:
 
 
 def _start_local(limits: Mapping[str, float]) -> None:
-    here = limit_inventory(local_inventory(), limits)
+    machine = limit_inventory(local_inventory(), limits)
     ray.init(
         address="local",
-        num_cpus=max(1, int(here.cpus)),
-        num_gpus=len(here.gpus),
+        num_cpus=max(1, int(machine.cpus)),
+        num_gpus=len(machine.gpus),
         include_dashboard=False,
         **_quiet_options(),
     )
@@ -199,10 +238,19 @@ def _is_running_here() -> bool:
     return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").exists()
 
 
-def _cluster_node(resources: Mapping[str, float], facts: Node) -> Node:
-    gpus = facts.gpus[: int(resources.get("GPU", 0))]
-    memory = int(resources.get("memory", 0))
-    return Node(float(resources.get("CPU", 0)), memory, gpus, facts.has_cpu_bf16, facts.processor)
+def _cluster_node(listed: Mapping[str, Any], facts: Node) -> Node:
+    resources = listed["Resources"]
+    count = int(resources.get("GPU", 0))
+    return replace(
+        facts,
+        cpus=float(resources.get("CPU", 0)),
+        memory_bytes=int(resources.get("memory", 0)),
+        gpus=facts.gpus[:count],
+        node_id=str(listed["NodeID"]),
+        labels=dict(listed["Labels"]),
+        object_store_bytes=int(resources.get("object_store_memory", 0)),
+        unknown_gpus=max(0, count - len(facts.gpus)),
+    )
 
 
 def _probe() -> Node:
@@ -239,4 +287,7 @@ def _read_gpus() -> tuple[Gpu, ...]:
     if found.returncode != 0:
         return ()
     rows = [[part.strip() for part in line.split(",")] for line in found.stdout.splitlines() if line.strip()]
-    return tuple(Gpu(name, int(float(mebibytes)) << 20, float(capability)) for name, mebibytes, capability in rows)
+    return tuple(
+        Gpu(name, int(float(total)) << 20, float(capability), int(float(free)) << 20)
+        for name, total, capability, free in rows
+    )

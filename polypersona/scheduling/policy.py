@@ -6,15 +6,16 @@ slots, threads) are frozen in run.json at the run's first start; the others may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import Recipe, finetune_settings
+from polypersona.scheduling.machines import GIB, Decision, Inventory
+from polypersona.scheduling.pools import LeftOut, Pool, demand_of, leave_out, plan_pools
 
 Value = TypeVar("Value")
-GIB = 1 << 30
 MODEL_ENGINES = ("packed", "vllm")
 CPU_SLOTS, GPU_SLOTS = 128, 128
 # vLLM schedules requests itself; what it keeps of prompts on a CPU is given to it, or it would take most of the node.
@@ -31,52 +32,6 @@ NF4_SHARE_OF_BF16 = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """One device. `capability` is CUDA's compute capability, such as 8.0."""
-
-    name: str
-    memory_bytes: int
-    capability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One machine, in what a run may use of it. `processor` names the kind of CPU; empty where it is not known."""
-
-    cpus: float
-    memory_bytes: int
-    gpus: tuple[Gpu, ...] = ()
-    has_cpu_bf16: bool = False
-    processor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What there is: the machines, and who said so (`this machine`, `the Ray cluster at …`, a file)."""
-
-    nodes: tuple[Node, ...]
-    source: str = "this machine"
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all nodes."""
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """Devices of all nodes."""
-        return tuple(gpu for node in self.nodes for gpu in node.gpus)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision(Generic[Value]):
-    """A value and why it was chosen."""
-
-    value: Value
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class TrainPlan:
     """How the adapter would be tuned. `workers` × `batch_size` × `accumulation` is the recipe's global batch."""
 
@@ -89,7 +44,10 @@ class TrainPlan:
 
 @dataclass(frozen=True, slots=True)
 class GeneratePlan:
-    """How the cells would be answered. `cpus_per_actor` is Ray's reservation, not the number of threads."""
+    """How the cells would be answered. `cpus_per_actor` is Ray's reservation, not the number of threads.
+
+    `actors` are those of all `pools`; `left_out` are the kinds of GPU that cannot honour what the run is frozen to.
+    """
 
     actors: Decision[int]
     cpus_per_actor: float
@@ -99,6 +57,8 @@ class GeneratePlan:
     slots: Decision[int]
     cache_bytes: Decision[int]
     threads: Decision[int]
+    pools: tuple[Pool, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +73,6 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return asdict(self)
-
-
-def limit_inventory(inventory: Inventory, limits: Mapping[str, float]) -> Inventory:
-    """Return the part of the inventory that totals by Ray resource name allow; nodes are filled in order."""
-    cpus_left = limits.get("CPU", float("inf"))
-    gpus_left = limits.get("GPU", float("inf"))
-    nodes = []
-    for node in inventory.nodes:
-        cpus = min(node.cpus, cpus_left)
-        gpus = node.gpus[: int(min(len(node.gpus), gpus_left))]
-        cpus_left -= cpus
-        gpus_left -= len(gpus)
-        if cpus > 0 or gpus:
-            nodes.append(replace(node, cpus=cpus, gpus=gpus))
-    return Inventory(tuple(nodes), inventory.source)
 
 
 def build_plan(
@@ -177,22 +122,52 @@ def plan_training(recipe: Recipe, inventory: Inventory) -> TrainPlan:
 
 
 def plan_generation(
-    recipe: Recipe, inventory: Inventory, num_shards: int | None = None, weight_bytes: int | None = None
+    recipe: Recipe,
+    inventory: Inventory,
+    num_shards: int | None = None,
+    weight_bytes: int | None = None,
+    frozen: Mapping[str, Any] | None = None,
 ) -> GeneratePlan:
-    """Choose actors, precision, quantisation, slots and threads of generation."""
+    """Choose actors, precision, quantisation, slots and threads of generation.
+
+    Args:
+        recipe: what is asked for.
+        inventory: what there is, limits already applied.
+        num_shards: how many shards are left to answer; None where that is not known yet.
+        weight_bytes: size of the base model's weights in 16 bits; None where it is not known.
+        frozen: what the run's first start has decided and run.json holds; None before that.
+
+    Raises:
+        InfeasiblePlanError: not even one actor fits; the message names the shortest resource.
+    """
     _refuse_without_cpu(inventory)
     uses_model = recipe.generate.engine in MODEL_ENGINES
-    uses_gpu = uses_model and bool(inventory.gpus)
+    left_out: tuple[LeftOut, ...] = ()
+    if uses_model:
+        inventory, left_out = leave_out(inventory, demand_of(recipe, weight_bytes, frozen))
     actors = choose_actors(recipe, inventory, num_shards, weight_bytes)
+    uses_gpus = uses_model and bool(inventory.gpus)
+    cpus_per_actor = _cpus_per_actor(inventory, actors.value, is_alone=recipe.generate.engine == "vllm")
+    pools = plan_pools(
+        inventory,
+        left_out,
+        actors,
+        cpus_per_actor=cpus_per_actor,
+        memory_per_actor=_reserved_bytes(recipe, inventory, weight_bytes),
+        uses_gpus=uses_gpus,
+        most=_most_actors(recipe, actors, num_shards),
+    )
     return GeneratePlan(
         actors=actors,
-        cpus_per_actor=_cpus_per_actor(inventory, actors.value, is_alone=recipe.generate.engine == "vllm"),
-        gpus_per_actor=1 if uses_gpu else 0,
-        dtype=choose_dtype(recipe, inventory),
-        quantization=choose_quantization(recipe, inventory, weight_bytes),
-        slots=choose_slots(recipe, inventory),
-        cache_bytes=choose_cache(recipe, inventory, weight_bytes),
-        threads=choose_threads(recipe),
+        cpus_per_actor=pools[0].cpus_per_actor,
+        gpus_per_actor=pools[0].gpus_per_actor,
+        dtype=_frozen_or("dtype", frozen, lambda: choose_dtype(recipe, inventory)),
+        quantization=_frozen_or("quantization", frozen, lambda: choose_quantization(recipe, inventory, weight_bytes)),
+        slots=_frozen_or("slots", frozen, lambda: choose_slots(recipe, inventory)),
+        cache_bytes=_frozen_or("cache_bytes", frozen, lambda: choose_cache(recipe, inventory, weight_bytes)),
+        threads=_frozen_or("threads", frozen, lambda: choose_threads(recipe)),
+        pools=pools,
+        left_out=left_out,
     )
 
 
@@ -302,10 +277,9 @@ def choose_actors(
     if recipe.generate.engine in MODEL_ENGINES and inventory.gpus:
         return _at_most(Decision(len(inventory.gpus), f"{len(inventory.gpus)} GPUs, one actor each"), limit)
     cpus = max(1, int(inventory.cpus))
-    if recipe.generate.engine not in MODEL_ENGINES or weight_bytes is None:
+    each = _actor_bytes(recipe, inventory, weight_bytes)
+    if each is None:
         return _at_most(Decision(cpus, f"{cpus} CPUs, one actor each"), limit)
-    cache = choose_cache(recipe, inventory, weight_bytes).value
-    each = ACTOR_BASE_BYTES + cache + int(ACTOR_MEMORY_FACTOR * weight_bytes)
     fits = sum(int(min(node.cpus, node.memory_bytes // each)) for node in inventory.nodes)
     if fits < 1:
         raise _memory_is_short(inventory, each)
@@ -340,6 +314,35 @@ def _memory_is_short(inventory: Inventory, each: int) -> InfeasiblePlanError:
     )
 
 
+def _actor_bytes(recipe: Recipe, inventory: Inventory, weight_bytes: int | None) -> int | None:
+    """Return the memory of a packed engine's actor on a CPU; None where there is none, or where it is not known."""
+    if recipe.generate.engine != "packed" or weight_bytes is None or inventory.gpus:
+        return None
+    cache = choose_cache(recipe, inventory, weight_bytes).value
+    return ACTOR_BASE_BYTES + cache + int(ACTOR_MEMORY_FACTOR * weight_bytes)
+
+
+def _reserved_bytes(recipe: Recipe, inventory: Inventory, weight_bytes: int | None) -> int:
+    """Return the memory that Ray sets aside for an actor, so that nodes that join hold no more than fit."""
+    if recipe.generate.actors != "auto":
+        return 0  # the recipe's word stands, whatever the memory
+    return _actor_bytes(recipe, inventory, weight_bytes) or 0
+
+
+def _most_actors(recipe: Recipe, actors: Decision[int], num_shards: int | None) -> int | None:
+    """Return what the pools may grow to when nodes join; None where only the places limit them."""
+    if recipe.generate.actors != "auto" or recipe.generate.engine == "endpoint":
+        return actors.value
+    return num_shards
+
+
+def _frozen_or(name: str, frozen: Mapping[str, Any] | None, decide: Callable[[], Decision[Value]]) -> Decision[Value]:
+    """Return what the first start has frozen; what it did not know is decided."""
+    if frozen is not None and name in frozen:
+        return Decision(frozen[name], "frozen at the run's first start")
+    return decide()
+
+
 def _refuse_without_cpu(inventory: Inventory) -> None:
     if inventory.cpus <= 0:
         raise InfeasiblePlanError(
@@ -354,14 +357,14 @@ def _at_most(actors: Decision[int], limit: int | None) -> Decision[int]:
 
 
 def _cpus_per_actor(inventory: Inventory, actors: int, *, is_alone: bool = False) -> float:
-    """Return Ray's reservation for an actor: what leaves a whole CPU of the cluster, which a read task needs.
+    """Return Ray's reservation for an actor without GPU: a whole CPU, or its share where more actors are asked for.
 
-    On a single CPU that is nothing: an actor that reserved a part of it would wait for a read that waits for it. An
-    actor that is to be alone on a node without GPU reserves all but one of the smallest node's CPUs.
+    An actor that is to be alone on a node without GPU reserves all but one of the smallest node's CPUs.
     """
     if is_alone and not inventory.gpus:
         return float(max(0, int(min(node.cpus for node in inventory.nodes)) - 1))
-    return min(1.0, int(1000 * max(0.0, inventory.cpus - 1) / actors) / 1000)
+    places = sum(int(node.cpus) for node in inventory.nodes)
+    return 1.0 if actors <= places else int(1000 * inventory.cpus / actors) / 1000
 
 
 def _divisor(number: int, at_most: int) -> int:

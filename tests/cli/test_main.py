@@ -177,14 +177,15 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys, add_command):
     assert err.strip() == "Stopped. What was committed is kept; run the same command again to go on."
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch, add_command):
+def test_a_defect_keeps_its_traceback(monkeypatch, capsys, add_command):
     def fail() -> None:
         raise ZeroDivisionError
 
     add_command(fail)
-    monkeypatch.setattr(sys, "argv", ["polypersona", "probe"])
-    with pytest.raises(ZeroDivisionError):
-        main()
+    code, out, err = call(monkeypatch, capsys, "probe")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.endswith("raise ZeroDivisionError\nZeroDivisionError\n")
 
 
 def test_a_reader_that_closes_the_pipe_early_is_no_failure():

@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[Any, set[str]]] = {
     "top_k": (20, {"packed", "vllm"}),
     "top_p": (0.9, {"packed", "vllm", "endpoint"}),
     "min_p": (0.05, {"packed", "vllm"}),
-    "max_hours": (2.0, set()),
+    "max_hours": (2.0, set(ENGINES)),
     "order": ("random", set(ENGINES)),
     "rationale": (True, set(ENGINES)),
     "draws": (2, set(ENGINES)),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from polypersona.errors import InfeasiblePlanError, PolypersonaError
-from polypersona.scheduling.inventory import load_inventory, local_inventory, read_inventory, start_ray
+from polypersona.scheduling.inventory import here, load_inventory, local_inventory, read_inventory, start_ray
 
 
 def test_this_machine_has_a_cpu_and_memory():
@@ -26,6 +26,33 @@ def test_an_inventory_file_describes_nodes(tmp_path):
     assert inventory.gpus[0].name == "T4"
 
 
+def test_an_inventory_file_may_say_all_that_a_cluster_says(tmp_path):
+    gpu = {"name": "T4", "memory_bytes": 1 << 34, "capability": 7.5, "free_bytes": 1 << 33}
+    labels = {"ray.io/accelerator-type": "T4", "ray.io/market-type": "spot"}
+    stored = {
+        "cpus": 8,
+        "memory_bytes": 1 << 35,
+        "gpus": [gpu],
+        "labels": labels,
+        "object_store_bytes": 7,
+        "node_id": "a",
+    }
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({"nodes": [stored, {"cpus": 1, "memory_bytes": 2}]}))
+    full, bare = load_inventory(path).nodes
+    assert (full.labels, full.object_store_bytes, full.node_id, full.accelerator) == (labels, 7, "a", "T4")
+    assert full.gpus[0].free_bytes == 1 << 33
+    assert (dict(bare.labels), bare.object_store_bytes, bare.node_id, bare.accelerator) == ({}, None, "", "")
+
+
+@pytest.mark.parametrize(("key", "value"), [("cpu", 8), ("gpus", [{"name": "T4", "memory": 1}])])
+def test_a_key_that_an_inventory_does_not_have_is_refused(tmp_path, key, value):
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({"nodes": [{"cpus": 8, "memory_bytes": 1, key: value}]}))
+    with pytest.raises(PolypersonaError, match=r"has no '(cpu|memory)'"):
+        load_inventory(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nodes": []}', '{"nodes": [{"cpus": "many"}]}'])
 def test_a_file_that_is_no_inventory_is_named(tmp_path, text):
     path = tmp_path / "cluster.json"
@@ -40,6 +67,9 @@ def test_a_ray_that_was_joined_is_used_as_it_is(local_ray):
     assert inventory.cpus == 1
     assert "Ray cluster of 1 node" in inventory.source
     assert read_inventory({}).cpus == 2
+    [node] = inventory.nodes
+    assert node.labels["ray.io/node-id"] == node.node_id == here()
+    assert node.object_store_bytes > 1 << 20
 
 
 @pytest.mark.ray

@@ -7,16 +7,8 @@ import pytest
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import build_recipe, finetune_settings
-from polypersona.scheduling.policy import (
-    GIB,
-    Gpu,
-    Inventory,
-    Node,
-    build_plan,
-    limit_inventory,
-    plan_generation,
-    plan_training,
-)
+from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node, limit_inventory
+from polypersona.scheduling.policy import build_plan, plan_generation, plan_training
 
 T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
 LAPTOP = Inventory((Node(2, 8 * GIB, has_cpu_bf16=True),))
@@ -56,10 +48,12 @@ def test_there_are_never_more_actors_than_shards(num_shards, actors):
     assert build_plan(recipe(), LAPTOP, num_shards).generate.actors.value == actors
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 64])
-def test_actors_leave_a_whole_cpu_for_reads(cpus):
-    plan = build_plan(recipe(), Inventory((Node(cpus, 512 * GIB),)), 1000).generate
-    assert 0 <= plan.actors.value * plan.cpus_per_actor <= cpus - 1
+@pytest.mark.parametrize(("cpus", "actors", "each"), [(1, "auto", 1.0), (8, "auto", 1.0), (2, 3, 0.666), (1, 4, 0.25)])
+def test_an_actor_reserves_a_cpu_or_its_share_where_more_are_asked_for(cpus, actors, each):
+    asked = recipe(generate={"actors": actors})
+    plan = build_plan(asked, Inventory((Node(cpus, 512 * GIB),)), 1000).generate
+    assert plan.cpus_per_actor == each
+    assert plan.actors.value * plan.cpus_per_actor <= cpus
 
 
 def test_every_gpu_gets_an_actor():
