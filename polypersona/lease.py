@@ -237,6 +237,7 @@ def hold(run: RunDirectory) -> Iterator[None]:
     with Lease(run):
         run.sweep()
         yield
+        run.sweep()  # of actors that died meanwhile
 
 
 def _refusal(run: RunDirectory, holder: Holder | None) -> RunHeldError:

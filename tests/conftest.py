@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Toy models gain nothing from a second thread, and its barriers wait for whatever else runs. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A loaded machine is no defect.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")

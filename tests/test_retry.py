@@ -44,7 +44,7 @@ def recipe(folder, panel, name="run", items=ITEMS, bank="questionbank", **option
         {
             "name": name,
             "out": str(folder),
-            "panel": {"source": panel},
+            "panel": {"source": panel, "size": 16 if panel == "sampled" else None},
             "instrument": {"items": items, "bank": bank},
             "generate": settings,
         }
@@ -170,6 +170,7 @@ retry.run(RunDirectory.at(sys.argv[1]))
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_retry_loses_nothing_and_goes_on(local_ray, tmp_path):
     failing = {place: once(tmp_path, place) | {"fake_delay_s": 0.4} for place in range(2, 14)}
     asked = recipe(
@@ -233,3 +234,21 @@ def test_a_retry_asks_for_nothing_else_than_the_run_has(local_ray, tmp_path):
     with pytest.raises(StorageError, match="is no run"):
         retry.run(RunDirectory.at(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interview_is_held_again_as_a_whole_and_the_same(local_ray, tmp_path):
+    asked = recipe(
+        tmp_path, "sampled", items=[*ROUTED, "pets.open.02"], bank=write_bank(tmp_path), engine="packed", closed="text",
+        context="previous", max_new_tokens=12, temperature=1.5, shard_personas=8,
+    ).model_dump()  # fmt: skip
+    asked["model"] = {"base": "tiny", "adapter": "none", "dtype": "fp32"}
+    assert generate.run(build_recipe(asked))["quarantined"] > 0
+    run = RunDirectory.at(tmp_path / "run")
+    before = {part: rows(tmp_path / "run", part) for part in ("responses", "quarantine")}
+    assert retry.run(run)["answered"] == 0  # what is none of the options stays so: a cell keeps its seed
+    assert {part: rows(tmp_path / "run", part) for part in before} == before
+    left = rows(tmp_path / "run", "quarantine", without=()).values()
+    assert {row["attempts"] for row in left} == {2}
+    assert verify(run).problems == ()

@@ -338,10 +338,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     plans = build_plans(chosen.runs, chosen.seed, with_model=not chosen.no_model)
     begin, results = time.monotonic(), []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster must not outlive this process
     series = Series(folder.resolve(), chosen.seed)
     try:
         for plan in plans:
+            # The cluster must not outlive this process; Ray's own handler, set with each node, waits half a minute.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             if plan.number in wanted and time.monotonic() - begin < 60 * chosen.max_minutes:
                 results.append(series.disturb(plan))
                 tell(results[-1])

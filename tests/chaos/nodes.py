@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -24,6 +25,7 @@ class Nodes:
     def __init__(self, folder: Path, count: int) -> None:
         self._folder, self._count = folder, count
         self._cluster: Cluster | None = None
+        logging.getLogger("ray").setLevel(logging.ERROR)  # a new head tells that it has another address
         self.repair()
 
     @property

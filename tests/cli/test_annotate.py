@@ -40,7 +40,10 @@ def test_the_command_serves_the_page_until_it_is_interrupted_and_keeps_every_rat
     run = annotated_run(tmp_path)
     command = [sys.executable, "-m", "polypersona", "annotate", run.location, "--sample", "5", "--rater", "Anna",
                "--no-browser"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     try:
         assert process.stdout.readline() == "anna has rated 0 of 5 answers.\n"
         (url,) = re.findall(r"http://127\.0\.0\.1:\d+/[\w-]+/", process.stdout.readline())
