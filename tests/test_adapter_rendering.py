@@ -96,6 +96,7 @@ def test_an_adapter_records_what_its_dataset_was_rendered_with(tmp_path, base):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_with_another_rendering_says_so_everywhere(local_ray, tmp_path, base, adapter, capsys):
     own = recipe(tmp_path, base, adapter)
     summary = generate.run(own)

@@ -69,6 +69,7 @@ def files_with(text, *folders):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_is_answered_over_http_and_writes_the_key_nowhere(server, tmp_path):
     server.by_text = dict(CLOSED)
     server.steps = [refusal(429, f"slow down, {KEY}", Retry_After="0"), refusal(400, f"no, {KEY}")]

@@ -98,6 +98,7 @@ def test_what_fails_is_quarantined_with_its_reason_and_the_rest_is_committed(loc
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_a_killing_cell_leaves_of_its_shard_is_as_if_it_had_not_been_there(local_ray, tmp_path):
     for name, failure in (("killed", "crash"), ("calm", "error")):
         panel = write_panel(tmp_path / f"{name}.jsonl", 8, {6: {"fake_failure": failure}})
@@ -108,6 +109,7 @@ def test_what_a_killing_cell_leaves_of_its_shard_is_as_if_it_had_not_been_there(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_of_a_routed_instrument_the_interview_is_isolated_and_the_others_are_committed(local_ray, tmp_path):
     panel = write_panel(tmp_path / "panel.jsonl", 4, {2: {"fake_failure": "crash"}})
     items = ["pets.yesno.01", "pets.likert.01", "pets.open.01"]
@@ -153,6 +155,7 @@ def test_a_run_whose_first_shards_all_fail_stops_early_and_can_go_on(local_ray, 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_max_hours_stops_between_shards_and_the_same_command_goes_on(local_ray, tmp_path):
     panel = write_panel(tmp_path / "panel.jsonl", 8, {at: {"fake_delay_s": 1.0} for at in range(8)})
     asked = recipe(tmp_path, panel, items=ITEMS[:1], shard_personas=1)
@@ -174,6 +177,7 @@ def test_max_hours_stops_between_shards_and_the_same_command_goes_on(local_ray, 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_far_it_came_and_that_it_is_finished_as_it_was_begun(local_ray, tmp_path, caplog):
     panel = write_panel(tmp_path / "panel.jsonl", 12, {at: {"fake_delay_s": 0.5} for at in range(2, 12)})
     asked = recipe(tmp_path, panel, items=ITEMS[:1], shard_personas=1, draws=3)

@@ -44,6 +44,7 @@ def rows(folder, *without):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_interviews_are_the_same_for_any_number_of_actors_and_grow_by_whole_interviews(local_ray, tmp_path):
     for actors in (1, 2):
         summary = generate.run(recipe(tmp_path, f"with{actors}", actors=actors))

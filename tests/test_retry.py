@@ -104,6 +104,7 @@ def test_what_succeeds_joins_the_responses_and_the_rest_stays_with_its_attempts(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_cell_that_kills_is_isolated_again_and_its_neighbours_are_mended(local_ray, tmp_path):
     panel = write_panel(tmp_path / "panel.jsonl", 4, {1: {"fake_failure": "crash"}, 2: once(tmp_path, 2)})
     run = RunDirectory.at(tmp_path / "run")
@@ -118,6 +119,7 @@ def test_a_cell_that_kills_is_isolated_again_and_its_neighbours_are_mended(local
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_gate_that_is_answered_now_unlocks_what_hung_on_it_in_this_layer_and_the_next(local_ray, tmp_path):
     bank = write_bank(tmp_path)
     failing = {place: once(tmp_path, place) for place in range(0, 8, 2)}

@@ -65,6 +65,7 @@ def test_the_plan_knows_the_pace_only_after_a_measurement_of_the_same(recipe, tm
         assert "not known" in plan(recipe, "--set", stale), stale
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_measured_and_not_taken_for_another_precision(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYPERSONA_KERNELS", "off")  # nothing to compile into this test's cache folder
     options = [word for setting in TINY for word in ("--set", setting)]

@@ -42,6 +42,7 @@ def polypersona(*arguments):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_retry_says_what_became_of_the_quarantined_cells(tmp_path):
     mended = {"fake_failure": "error", "fake_once": str(tmp_path / "failed")}
     path = write_recipe(tmp_path, {1: mended, 4: {"fake_failure": "error"}})
@@ -64,6 +65,7 @@ def test_retry_says_what_became_of_the_quarantined_cells(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_that_reaches_max_hours_ends_with_exit_4_before_the_next_stage_and_goes_on(tmp_path):
     path = write_recipe(tmp_path, {}, delay_s=2.0)
     stages = ("run", path, "--from", "generate", "--to", "evaluate", "--set", "evaluate.reference=none")
