@@ -20,6 +20,7 @@ from polypersona.engines.base import Answer, Cell, Engine, Group
 from polypersona.gates import Outcome
 from polypersona.ledger import Ledger, Shard, Slot
 from polypersona.population import Population
+from polypersona.recipe import Recipe
 from polypersona.records import Item, encode_parts, seed_from
 from polypersona.response_table import AskedCell, ShardRows, build_shard_rows
 from polypersona.routing import Outcomes, ask_in_rounds
@@ -39,6 +40,18 @@ class Task:
     adapter: str
     max_attempts: int
     is_interview: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe, adapter: str) -> Task:
+        """Return what a recipe says of it; `adapter` is the name of the weights that answer."""
+        return cls(
+            seed=recipe.seed,
+            is_shuffled=recipe.generate.order == "random",
+            shows_options=recipe.instrument.show_options != "none",
+            adapter=adapter,
+            max_attempts=recipe.generate.max_attempts,
+            is_interview=recipe.generate.context == "previous",
+        )
 
 
 def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task) -> list[AskedCell]:

@@ -179,14 +179,7 @@ def _draw_sample(
     recipe: Recipe, population: Population, weights: Weights, count: int
 ) -> list[tuple[tuple[AskedCell, ...], ...]]:
     """Return for each process the cells of whole personas, drawn with the recipe's seed; no two share a persona."""
-    task = Task(
-        seed=recipe.seed,
-        is_shuffled=recipe.generate.order == "random",
-        shows_options=recipe.instrument.show_options != "none",
-        adapter=weights.adapter_name,
-        max_attempts=recipe.generate.max_attempts,
-        is_interview=recipe.generate.context == "previous",
-    )
+    task = Task.of(recipe, weights.adapter_name)
     ledger = extend_ledger(Ledger(shard_personas=1), recipe, population)
     drawn = random.Random(seed_from(recipe.seed, "bench")).sample(
         range(ledger.num_shards), min(ledger.num_shards, count * MAX_PERSONAS)

@@ -27,7 +27,8 @@ from polypersona.location import mask_secrets
 from polypersona.panel.sources import Panel, load_panel
 from polypersona.population import panel_digests
 from polypersona.questionbank import Instrument, item_hash, load_instrument
-from polypersona.recipe import DatasetRecipe, Recipe
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import DatasetRecipe
 from polypersona.records import Example
 from polypersona.splits import SPLITS_VERSION, Row, divide
 from polypersona.storage import RunDirectory, load_run, update_run

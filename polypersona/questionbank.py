@@ -13,7 +13,7 @@ from pathlib import Path
 
 from polypersona.domain_files import SHIPPED, Problem, check_bank, read_bank
 from polypersona.errors import QuestionbankError, nearest
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.records import Item, digest
 from polypersona.survey.codebook import codebook_items
 from polypersona.survey.codebook_checks import is_codebook, load_codebook

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from polypersona.engines.base import Answer, Cell
@@ -90,10 +88,8 @@ def build_shard_rows(
         "codes": pa.nulls(len(cells), RESPONSE_SCHEMA.field("codes").type),
         "value": pa.nulls(len(cells), pa.float64()),
         "label": labels,
-        "option_probs": _lists(probs, np.float32),
-        "options_as_shown": _lists(
-            _shown(items, orders, dispositions) if shows_options else [None] * len(cells), np.int16
-        ),
+        "option_probs": probs,
+        "options_as_shown": _shown(items, orders, dispositions) if shows_options else [None] * len(cells),
         "disposition": dispositions,
         "error": errors,
         "attempts": attempts,
@@ -167,15 +163,6 @@ def _shown(
         None if disposition == "not_asked" else order or own[id(item)]
         for item, order, disposition in zip(items, orders, dispositions, strict=True)
     ]
-
-
-def _lists(values: Sequence[Sequence[float] | None], kind: type[np.float32 | np.int16]) -> pa.Array:
-    """Return a list array; a third faster than to have Arrow look at every number."""
-    ends = np.cumsum([0 if value is None else len(value) for value in values], dtype=np.int32)
-    numbers = chain.from_iterable(value for value in values if value is not None)
-    flat = np.fromiter(numbers, kind, count=int(ends[-1]))
-    mask = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(np.concatenate([np.zeros(1, np.int32), ends]), flat, mask=mask)
 
 
 def _array(values: Sequence[object] | pa.Array, kind: pa.DataType) -> pa.Array:

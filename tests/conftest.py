@@ -11,6 +11,8 @@ from hypothesis import settings
 
 # Toy models gain nothing from a second thread, and its barriers wait for whatever else runs. Before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A token in the home folder would turn authentication on in this process alone.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 # A loaded machine is no defect.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")

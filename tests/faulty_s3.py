@@ -8,10 +8,12 @@ import http.server
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
+
+import pytest
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -23,6 +25,17 @@ ENVIRONMENT = {
 }
 Fault = Literal["500", "503", "403", "cut", "hang", "lost reply"]
 HANG_S = 60.0
+
+
+@contextlib.contextmanager
+def faulty_store() -> Iterator[FaultyS3]:
+    """Serve for the time of the context, with the environment that reaches it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        server = FaultyS3()
+        yield server
+        server.stop()
 
 
 @dataclass(frozen=True, slots=True)

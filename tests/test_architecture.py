@@ -16,6 +16,7 @@ LAYERS = (
     ("local_files", "location"),
     ("polypersona", "errors", "object_store", "progress"),
     ("control_tokens", "extras", "parquet", "recipe_text", "records", "resources", "storage"),
+    ("recipe_sections",),
     ("recipe", "chatml", "coding", "fingerprint", "events", "gates", "telemetry"),
     ("bisection", "composition", "dataset_card", "interview", "lease", "ledger", "leaks", "panel", "record_files",
      "scheduling", "shardfile", "simulator", "splits"),
@@ -28,7 +29,7 @@ LAYERS = (
     ("measurement", "shard_store"),
     ("shard_actor",),
     ("shard_pool",),
-    ("driver",),
+    ("driver", "worker_group"),
     ("benchmark", "compare", "dataset", "finetune", "generate", "evaluate", "retry"),
     ("report",),
     ("cli",),
@@ -38,8 +39,9 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
 MAY_IMPORT_RAY = {
     "driver", "evaluate", "finetune", "pool_watch", "scheduling.inventory", "shard_pool", "shared_path", "telemetry",
+    "worker_group",
 }  # fmt: skip
-MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "finetune", "metrics.bertscore")
+MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "worker_group", "metrics.bertscore")
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400
 
@@ -131,7 +133,7 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 HEAVY_IMPORTS = {
     "ray": {
         "benchmark", "cli.job_server", "cli.plan", "driver", "evaluate", "finetune", "generate", "pool_watch", "retry",
-        "scheduling.inventory", "shard_pool", "shared_path",
+        "scheduling.inventory", "shard_pool", "shared_path", "worker_group",
     },
     "torch": {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
@@ -139,7 +141,7 @@ HEAVY_IMPORTS = {
         "decoding.trial", "engines.calibration", "engines.cells", "engines.interviews", "engines.packed",
         "engines.vllm", "models.adapters", "models.interview_attention", "models.loading", "models.lora",
         "models.pretraining", "models.quantization", "training.encoding", "training.loop", "training.folder",
-        "finetune",
+        "finetune", "worker_group",
     },
 }  # fmt: skip
 PROBE = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polypersona.composition import PAPER_RECORDS, apportion, compose
 from polypersona.errors import DatasetError
 from polypersona.questionbank import load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.records import Item
 
 PERSONAS = [f"p{number:03d}" for number in range(433)]

@@ -6,7 +6,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from faulty_s3 import ENVIRONMENT, FaultyS3
+from faulty_s3 import faulty_store
 
 from polypersona import events
 from polypersona.errors import StorageError
@@ -19,13 +19,8 @@ URL = f"s3://KEY:{SECRET}@bucket/p.csv?token={SECRET}"
 
 @pytest.fixture(scope="module")
 def server():
-    patch = pytest.MonkeyPatch()
-    for name, value in ENVIRONMENT.items():
-        patch.setenv(name, value)
-    faulty = FaultyS3()
-    yield faulty
-    faulty.stop()
-    patch.undo()
+    with faulty_store() as server:
+        yield server
 
 
 @pytest.fixture(params=["folder", "store"])

@@ -14,7 +14,7 @@ from polypersona.cli.main import main
 from polypersona.errors import QuestionbankError
 from polypersona.gates import Outcome, asking_order, describe_failure, gates_of, judge_gates
 from polypersona.questionbank import check_bank, item_hash, load_bank, load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.records import Gate, Item
 
 ORDER = [

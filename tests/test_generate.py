@@ -26,7 +26,8 @@ from polypersona.errors import (
 from polypersona.events import read_events
 from polypersona.examples import build_example, render_examples
 from polypersona.questionbank import load_bank
-from polypersona.recipe import ClusterRecipe, build_recipe
+from polypersona.recipe import build_recipe
+from polypersona.recipe_sections import ClusterRecipe
 from polypersona.records import Persona
 from polypersona.storage import RunDirectory, load_run
 from polypersona.verify import verify

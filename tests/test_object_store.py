@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_s3 import ENVIRONMENT, FaultyS3
+from faulty_s3 import faulty_store
 
 from polypersona import object_store
 from polypersona.errors import StorageError
@@ -23,13 +23,8 @@ ENDPOINTS = ("500", "503", "cut", "lost reply")
 
 @pytest.fixture(scope="module")
 def server():
-    patch = pytest.MonkeyPatch()
-    for name, value in ENVIRONMENT.items():
-        patch.setenv(name, value)
-    faulty = FaultyS3()
-    yield faulty
-    faulty.stop()
-    patch.undo()
+    with faulty_store() as server:
+        yield server
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from polypersona.coding import code_answer, disposition_of
 from polypersona.domain_files import BANK_TYPES, DOMAINS
 from polypersona.errors import QuestionbankError
 from polypersona.questionbank import check_bank, item_hash, load_bank, load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.resources import resource
 from polypersona.simulator.constructs import CONSTRUCTS
 

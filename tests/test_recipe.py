@@ -8,18 +8,8 @@ from conftest import find_test_data
 
 from polypersona.cli.main import COMMANDS, cli
 from polypersona.errors import RecipeError
-from polypersona.recipe import (
-    PRESETS,
-    STAGES,
-    AttributeMapping,
-    FinetuneRecipe,
-    Recipe,
-    build_recipe,
-    change_of,
-    finetune_settings,
-    flatten,
-    load_recipe,
-)
+from polypersona.recipe import STAGES, Recipe, build_recipe, change_of, flatten, load_recipe
+from polypersona.recipe_sections import PRESETS, AttributeMapping, FinetuneRecipe, finetune_settings
 from polypersona.resources import resource
 
 MINIMAL = {"name": "toy", "panel": {"size": 3}}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polypersona.composition import compose
 from polypersona.errors import DatasetError
 from polypersona.questionbank import load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.splits import Row, divide
 
 SHARES = (0.8, 0.1, 0.1)

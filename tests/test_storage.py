@@ -19,7 +19,7 @@ from polypersona.errors import StorageError
 from polypersona.events import EventLog
 from polypersona.location import join_location
 from polypersona.panel.sources import read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.storage import SCHEMA_VERSION, RunDirectory, load_run, update_run
 
 

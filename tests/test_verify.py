@@ -234,12 +234,13 @@ def test_no_run_and_no_responses_are_told_apart(tmp_path):
 
 
 PROBE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from polypersona.storage import RunDirectory
 from polypersona.verify import verify
 assert verify(RunDirectory.at(sys.argv[1])).is_clean
 assert not {"ray", "torch"} & set(sys.modules)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 

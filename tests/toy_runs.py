@@ -13,7 +13,8 @@ from polypersona.chatml import render_answer
 from polypersona.engines.base import Answer
 from polypersona.examples import build_example, render_examples
 from polypersona.questionbank import load_instrument
-from polypersona.recipe import InstrumentRecipe, Recipe, build_recipe
+from polypersona.recipe import Recipe, build_recipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.records import Assignment, Item, Persona
 from polypersona.report.paper import DOMAINS
 from polypersona.shardfile import QUARANTINE_SCHEMA, Footer, render_shard

@@ -12,7 +12,7 @@ from polypersona.cli.options import json_option
 from polypersona.domain_files import BANK_TYPES, SHIPPED, read_bank
 from polypersona.errors import QuestionbankError, nearest
 from polypersona.questionbank import item_hash, load_bank, load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.records import Item
 
 _BANK_OPTION = click.option(

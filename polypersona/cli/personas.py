@@ -19,7 +19,8 @@ from polypersona.panel.describe import Composition, Description, describe
 from polypersona.panel.export import render_reading, render_sampled
 from polypersona.panel.sampler import sample_personas
 from polypersona.panel.sources import Reading, read_personas
-from polypersona.recipe import PanelRecipe, load_recipe
+from polypersona.recipe import load_recipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.storage import RunDirectory
 
 DEFAULT_SIZE = 433

@@ -72,7 +72,7 @@ class CellReader:
 
     def ask(self, persona: Persona, cell: Cell) -> AskedCell:
         """Return the cell with its prompt; one that does not fit the context carries its error."""
-        ids, question = self._encoder.encode(persona, cell.item, cell.order), self.question(cell)
+        ids, question = self.encode(persona, cell), self.question(cell)
         is_too_long = len(ids) + question.num_after > self.max_tokens
         error = self.too_long(len(ids), cell) if is_too_long else ""
         return AskedCell(persona, cell, question, question.prompt(ids, cell.seed), error)
@@ -110,19 +110,10 @@ class CellReader:
 
     def too_long(self, num_before: int, cell: Cell, what: str = "prompt") -> str:
         """Return why a cell's prompt does not fit after so many tokens, itself included; empty where it does."""
-        need = num_before + self._question(cell).num_after
+        need = num_before + self.question(cell).num_after
         if need <= self.max_tokens:
             return ""
         return f"the {what} has {num_before} tokens, {need} with its answer; the model has room for {self.max_tokens}"
-
-    def _question(self, cell: Cell) -> Question:
-        key = id(cell.item), cell.order
-        found = self._questions.get(key)
-        if found is None:
-            if len(self._questions) >= _MAX_QUESTIONS:
-                self._questions.clear()
-            found = self._questions[key] = self._build_question(cell)
-        return found
 
     def _build_question(self, cell: Cell) -> Question:
         item, limit, show = cell.item, self.settings.max_new_tokens, self.settings.show_options

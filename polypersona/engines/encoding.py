@@ -72,7 +72,7 @@ class PromptEncoder:
         """Return the text's ids and how many of them end where the question begins; None where no token does."""
         try:
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        except (NotImplementedError, ValueError, TypeError):
+        except (NotImplementedError, ValueError):  # a tokenizer without offsets refuses with one or the other
             return encode(self._tokenizer, text), None
         ids = [int(token) for token in encoded["input_ids"]]
         offsets: Sequence[tuple[int, int]] = encoded["offset_mapping"]

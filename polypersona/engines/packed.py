@@ -183,6 +183,8 @@ def _stock_decoder(model: Any, device: str) -> tuple[StockDecoder | None, str]:
     try:
         decoder = StockDecoder(model, device)
         reason = differs_from_own_forward(decoder, model, device)
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
     except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         return None, f"{type(error).__name__}: {error}"
     return (None, reason) if reason else (decoder, "")

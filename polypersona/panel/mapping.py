@@ -23,7 +23,7 @@ from typing import Any
 from polypersona.errors import PersonaError, nearest
 from polypersona.panel.numbers import Strays, find_strays, type_numbers
 from polypersona.panel.table import BadCell, Reject, Row, Table
-from polypersona.recipe import AttributeMapping, PanelRecipe
+from polypersona.recipe_sections import AttributeMapping, PanelRecipe
 from polypersona.records import AttributeValue
 
 ID_COLUMNS = ("persona_id", "agent_id", "respondent_id", "id")

@@ -18,7 +18,7 @@ from polypersona.panel.numbers import Strays
 from polypersona.panel.rows import parse_table, read_bytes
 from polypersona.panel.sampler import sample_personas, sampler_hash
 from polypersona.panel.table import Reject, Table
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.records import Persona
 
 PERSONA_HUB_LICENSE = "CC-BY-NC-SA-4.0"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from polypersona.errors import InfeasiblePlanError
-from polypersona.recipe import Recipe, finetune_settings
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.scheduling.machines import GIB, Decision, Inventory
 from polypersona.scheduling.pools import LeftOut, Pool, demand_of, leave_out, plan_pools
 

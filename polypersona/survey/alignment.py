@@ -5,7 +5,7 @@ Items meet by id; their codes and labels must then be the same question's. Knows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from polypersona.errors import SurveyError
@@ -94,7 +94,7 @@ def _folded(label: str) -> str:
     return " ".join(label.casefold().split()).rstrip(".")
 
 
-def _listed(names: object, most: int = 4) -> str:
-    found = list(names)  # type: ignore[call-overload]
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    found = list(names)
     shown = ", ".join(found[:most])
     return f"{shown} and {len(found) - most} more" if len(found) > most else shown or "none"

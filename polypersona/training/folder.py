@@ -20,7 +20,8 @@ from polypersona.examples import load_examples
 from polypersona.fingerprint import diff
 from polypersona.models.adapters import CONFIG, TRAINING, WEIGHTS
 from polypersona.models.location import files_hash, model_hash, read_config
-from polypersona.recipe import Recipe, finetune_settings
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.records import Example, digest
 from polypersona.storage import RunDirectory, load_run
 from polypersona.training.artifacts import build_events, render_card

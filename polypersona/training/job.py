@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from polypersona.recipe import FinetuneSettings
+from polypersona.recipe_sections import FinetuneSettings
 
 # Raised when the same job would make another adapter.
 TRAINING_VERSION = 1

@@ -149,7 +149,7 @@ def write_recipe(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
 
 def closed_items() -> list[str]:
     from polypersona.questionbank import load_instrument
-    from polypersona.recipe import InstrumentRecipe
+    from polypersona.recipe_sections import InstrumentRecipe
 
     return [item.item_id for item in load_instrument(InstrumentRecipe()).items if item.is_closed][:ITEMS]
 

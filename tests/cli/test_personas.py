@@ -10,7 +10,7 @@ import pytest
 from polypersona.cli.main import main
 from polypersona.panel.sampler import sample_personas
 from polypersona.panel.sources import read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 
 @pytest.fixture

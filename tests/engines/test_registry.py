@@ -12,7 +12,7 @@ from polypersona.engines.base import EngineSettings
 from polypersona.engines.registry import ENGINES, load_engine
 from polypersona.engines.settings import ENGINE_VERSIONS
 from polypersona.errors import EngineError, ModelError
-from polypersona.recipe import GenerateRecipe
+from polypersona.recipe_sections import GenerateRecipe
 
 
 def test_the_engines_are_those_the_recipe_may_name() -> None:

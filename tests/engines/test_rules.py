@@ -14,7 +14,7 @@ from polypersona.engines.rules import RulesEngine
 from polypersona.errors import EngineError
 from polypersona.panel.sources import load_panel
 from polypersona.questionbank import load_instrument
-from polypersona.recipe import InstrumentRecipe, PanelRecipe
+from polypersona.recipe_sections import InstrumentRecipe, PanelRecipe
 from polypersona.records import Assignment, Item, Persona
 from polypersona.simulator.grammar import is_well_formed, read_level, stated_facts
 from polypersona.simulator.stance import stance_sign

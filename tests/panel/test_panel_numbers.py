@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polypersona.panel.numbers import MIN_NUMERIC, Strays, find_strays, type_numbers
 from polypersona.panel.sources import read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 
 def strays(values: list[Any], *, is_untyped: bool = True) -> Strays | None:

@@ -12,7 +12,7 @@ from polypersona.errors import PersonaError
 from polypersona.panel.export import render_reading, render_sampled
 from polypersona.panel.sampler import sample_personas
 from polypersona.panel.sources import PERSONA_HUB_LICENSE, load_panel, read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 GSS = "gss_agents/gss_agents.jsonl"
 CHAT = "persona_chat/Synthetic-Persona-Chat_test.csv"

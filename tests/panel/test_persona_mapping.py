@@ -12,7 +12,7 @@ import pytest
 from polypersona.errors import PersonaError
 from polypersona.panel.mapping import UnusableError, convert_value
 from polypersona.panel.sources import Reading, read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 
 def read(folder: Path, records: list[Any] | str, **options: Any) -> Reading:

@@ -11,7 +11,7 @@ import pytest
 
 from polypersona.errors import PersonaError
 from polypersona.panel.sources import read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 RECORDS = [{"id": "a", "age": 40, "area": "city"}, {"id": "b", "age": 51, "area": "rural"}]
 

@@ -14,7 +14,7 @@ import pytest
 from polypersona.cli.main import main
 from polypersona.errors import MissingExtraError, PersonaError
 from polypersona.panel.sources import load_panel, read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 NAN = float("nan")
 PEOPLE = pd.DataFrame(

@@ -16,7 +16,7 @@ import pytest
 from polypersona.cli.main import main
 from polypersona.errors import MissingExtraError, PersonaError
 from polypersona.panel.sources import Reading, load_panel, read_personas
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 
 HEADER = ["caseid", "age", "area"]
 

@@ -6,7 +6,8 @@ from itertools import product
 import pytest
 
 from polypersona.errors import InfeasiblePlanError
-from polypersona.recipe import build_recipe, finetune_settings
+from polypersona.recipe import build_recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node, limit_inventory
 from polypersona.scheduling.policy import build_plan, plan_generation, plan_training
 

@@ -29,7 +29,8 @@ from polypersona.models.lora import attach_lora
 from polypersona.panel.sources import read_personas
 from polypersona.parquet import open_parquet, read_parquet
 from polypersona.questionbank import load_bank
-from polypersona.recipe import FinetuneSettings, PanelRecipe, load_recipe
+from polypersona.recipe import load_recipe
+from polypersona.recipe_sections import FinetuneSettings, PanelRecipe
 from polypersona.record_files import read_records
 from polypersona.records import Example, Item
 from polypersona.shardfile import read_shard

@@ -15,7 +15,7 @@ import pytest
 from polypersona.chatml import render_card
 from polypersona.coding import code_answer
 from polypersona.questionbank import load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.simulator.constructs import CONSTRUCTS
 from polypersona.simulator.corpus import (
     LEVELS,

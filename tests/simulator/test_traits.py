@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypersona.panel.sources import load_panel
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.records import Item, Persona
 from polypersona.simulator.constructs import CONSTRUCTS
 from polypersona.simulator.corpus import ATTRIBUTES, VALUES

@@ -7,7 +7,7 @@ import pytest
 
 from polypersona.errors import SurveyError
 from polypersona.questionbank import load_bank, load_instrument
-from polypersona.recipe import InstrumentRecipe
+from polypersona.recipe_sections import InstrumentRecipe
 from polypersona.survey.codebook import card_name, codebook_items, says_not
 from polypersona.survey.codebook_checks import is_codebook, load_codebook, parse_codebook
 

@@ -13,7 +13,7 @@ import pytest
 
 from polypersona.errors import SurveyError
 from polypersona.panel.sources import load_panel
-from polypersona.recipe import PanelRecipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.survey.codebook_checks import parse_codebook
 from polypersona.survey.inference import kish_of
 from polypersona.survey.microdata import Outcome, load_survey

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from toy_models import make_toy_model
 
 from polypersona.errors import ModelError, RunFailedError
-from polypersona.recipe import FinetuneSettings
+from polypersona.recipe_sections import FinetuneSettings
 from polypersona.records import Example
 from polypersona.training.artifacts import build_training, render_card
 from polypersona.training.job import TrainingJob
