@@ -60,20 +60,25 @@ def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task
     ordered = [items[key] for key in ledger.layers[shard.layer].box.items]
     place = {key: index for index, key in enumerate(population.item_keys)}
     places = [place[key] for key in ledger.layers[shard.layer].box.items]
-    ends: dict[Slot, bytes] = {}
     seeds = hashlib.blake2b(encode_parts(task.seed) + _ID_LENGTH, digest_size=8)
+    # Personas that are asked the same have the same slots, one object.
+    known: dict[int, list[tuple[Slot, Item, bytes]]] = {}
     cells: list[AskedCell] = []
     for index in range(shard.begin, shard.end):
         persona = population.personas[index]
         wanted = None if population.asked is None else frozenset(population.asked[index])
         ids = hashlib.blake2b(encode_parts(persona.persona_id), digest_size=8)
-        for slot in ledger.slots(shard.layer, index):
+        slots = ledger.slots(shard.layer, index)
+        asked = known.get(id(slots))
+        if asked is None:
+            asked = known[id(slots)] = [
+                (slot, item, encode_parts(item.item_id, item.variant, slot.wave, slot.draw))
+                for slot in slots
+                for item in (ordered[slot.item],)
+            ]
+        for slot, item, end in asked:
             if wanted is not None and places[slot.item] not in wanted:
                 continue
-            item = ordered[slot.item]
-            end = ends.get(slot)
-            if end is None:
-                end = ends[slot] = encode_parts(item.item_id, item.variant, slot.wave, slot.draw)
             # `Assignment.assignment_id` and `Assignment.seed`, with what cells have in common hashed once.
             state = ids.copy()
             state.update(end)
@@ -81,7 +86,7 @@ def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task
             state = seeds.copy()
             state.update(assignment_id.encode())
             seed = int.from_bytes(state.digest(), "big") >> 1
-            order = _order(seed, item) if task.is_shuffled and item.options else None
+            order = _order(seed, item) if task.is_shuffled and item.options else item.shown or None
             cells.append(AskedCell(persona, slot.wave, slot.draw, Cell(assignment_id, item, seed, order)))
     return cells
 
@@ -107,8 +112,8 @@ def answer_cells(
     Raises:
         RuntimeError: the engine left a cell out, or answered one that was not asked.
     """
-    if is_interview:
-        return _ask_until_answered(engine, cells, max_attempts, is_interview=True)
+    if is_interview or not any(asked.cell.item.asked_if for asked in cells):
+        return _ask_until_answered(engine, cells, max_attempts, is_interview=is_interview)
     attempts = [0] * len(cells)
 
     def ask(places: Sequence[int]) -> list[Answer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +16,8 @@ from polypersona.shardfile import QUARANTINE_SCHEMA
 from polypersona.storage import RESPONSE_SCHEMA
 
 NO_OPTION = "the answer is none of the options"
+_ORDER_TYPE = RESPONSE_SCHEMA.field("options_as_shown").type
+Value = TypeVar("Value")
 
 
 class AskedCell(NamedTuple):
@@ -77,11 +79,10 @@ def build_shard_rows(
     _refuse_strange_codes(items, codes, dispositions)
     values: dict[str, Sequence[object] | pa.Array] = {
         "assignment_id": ids,
-        "persona_id": [persona.persona_id for persona in personas],
+        **_persona_columns(personas),
         **_item_columns(items),
         "wave": waves,
         "draw": draws,
-        "weight": [persona.weight for persona in personas],
         "text": texts,
         "rationale": rationales,
         "code": codes,
@@ -142,27 +143,45 @@ def _refuse_strange_codes(items: Sequence[Item], codes: Sequence[int | None], di
 
 def _item_columns(items: Sequence[Item]) -> dict[str, pa.Array]:
     """Return the columns that follow from the item alone."""
-    place: dict[int, int] = {}
-    distinct: list[Item] = []
-    for item in items:
-        if place.setdefault(id(item), len(distinct)) == len(distinct):
-            distinct.append(item)
-    rows = pa.array([place[id(item)] for item in items], pa.int32())
+    rows, distinct = _distinct(items)
     return {
         name: pa.array([getattr(item, name) for item in distinct], pa.string()).take(rows)
         for name in ("item_id", "variant", "domain", "response_type")
     }
 
 
+def _persona_columns(personas: Sequence[Persona]) -> dict[str, pa.Array]:
+    """Return the columns that follow from the persona alone."""
+    rows, distinct = _distinct(personas)
+    return {
+        "persona_id": pa.array([persona.persona_id for persona in distinct], pa.string()).take(rows),
+        "weight": pa.array([persona.weight for persona in distinct], pa.float64()).take(rows),
+    }
+
+
+def _distinct(values: Sequence[Value]) -> tuple[pa.Array, list[Value]]:
+    """Return the distinct objects in the order of their first rows, and each row's place among them."""
+    ids = list(map(id, values))
+    distinct = dict(zip(ids, values, strict=True))
+    places = {number: place for place, number in enumerate(distinct)}
+    return pa.array(map(places.__getitem__, ids), pa.int32(), size=len(ids)), list(distinct.values())
+
+
 def _shown(
     items: Sequence[Item], orders: Sequence[tuple[int, ...] | None], dispositions: Sequence[str]
-) -> list[tuple[int, ...] | None]:
+) -> pa.Array | list[tuple[int, ...] | None]:
     """Return the order in which each cell's options were shown; None where there were none, or nothing was asked."""
-    own = {id(item): tuple(range(len(item.options))) or None for item in items}
+    if not any(orders) and "not_asked" not in dispositions:
+        rows, distinct = _distinct(items)
+        return pa.array([_own_order(item) for item in distinct], _ORDER_TYPE).take(rows)
     return [
-        None if disposition == "not_asked" else order or own[id(item)]
+        None if disposition == "not_asked" else order or _own_order(item)
         for item, order, disposition in zip(items, orders, dispositions, strict=True)
     ]
+
+
+def _own_order(item: Item) -> tuple[int, ...] | None:
+    return tuple(range(len(item.options))) or None
 
 
 def _array(values: Sequence[object] | pa.Array, kind: pa.DataType) -> pa.Array:

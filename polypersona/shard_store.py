@@ -111,8 +111,10 @@ class ShardStore:
         self, shard: Shard, cells: Sequence[AskedCell], own: ShardRows | None = None
     ) -> dict[Hashable, dict[str, Outcome]]:
         """Return the answers to the cells' gates that are not among them: in earlier layers, or in `own` rows."""
-        missing = missing_gates([asked.cell for asked in cells], [asked.interview for asked in cells])
         found: dict[Hashable, dict[str, Outcome]] = {}
+        if not any(asked.cell.item.asked_if for asked in cells):
+            return found
+        missing = missing_gates([asked.cell for asked in cells], [asked.interview for asked in cells])
         if not missing:
             return found
         for number in self.ledger.earlier_shards(shard):

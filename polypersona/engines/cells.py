@@ -70,12 +70,22 @@ class CellReader:
         self._choices: dict[str, tuple[int, ...]] = {}
         self._questions: dict[tuple[int, tuple[int, ...] | None], Question] = {}
 
-    def ask(self, persona: Persona, cell: Cell) -> AskedCell:
-        """Return the cell with its prompt; one that does not fit the context carries its error."""
-        ids, question = self.encode(persona, cell), self.question(cell)
-        is_too_long = len(ids) + question.num_after > self.max_tokens
-        error = self.too_long(len(ids), cell) if is_too_long else ""
-        return AskedCell(persona, cell, question, question.prompt(ids, cell.seed), error)
+    def ask(self, persona: Persona, cells: Sequence[Cell]) -> list[AskedCell]:
+        """Return a persona's cells with their prompts; one that does not fit the context carries its error.
+
+        Cells that ask the same, in other waves and draws, share the tokens of their prompt.
+        """
+        known: dict[tuple[int, tuple[int, ...] | None], tuple[Question, list[int], str]] = {}
+        asked = []
+        for cell in cells:
+            key = id(cell.item), cell.order
+            found = known.get(key)
+            if found is None:
+                ids = self.encode(persona, cell)
+                found = known[key] = self.question(cell), ids, self.too_long(len(ids), cell)
+            question, ids, error = found
+            asked.append(AskedCell(persona, cell, question, question.prompt(ids, cell.seed), error))
+        return asked
 
     def question(self, cell: Cell) -> Question:
         """Return what the cell has in common with all that ask its item in its order."""
@@ -153,17 +163,19 @@ class CellReader:
         """Return the answer to a cell."""
         written, cell = asked.written or _UNWRITTEN, asked.cell
         num_prompt, drawn = len(asked.prompt.ids), asked.calibrated or written
-        counts = num_prompt, min(written.num_reused, num_prompt), len(written.tokens)
+        num_reused, num_new = min(written.num_reused, num_prompt), len(written.tokens)
         index = drawn.choice
         if index is None or asked.error or written.error:
             answer = self._read(asked, written)
-            return answer._replace(prompt_tokens=counts[0], reused_prompt_tokens=counts[1], new_tokens=counts[2])
+            return answer._replace(prompt_tokens=num_prompt, reused_prompt_tokens=num_reused, new_tokens=num_new)
         item, text, whole = cell.item, "", asked.question.texts[index]
         if written.tokens:
             text = self.text(written)
             whole = render_answer(item.options[index], text, self.settings.show_options, shown_place(index, cell.order))
         code, label, probs = item.codes[index], item.options[index], tuple(drawn.probs)
-        return Answer(cell.assignment_id, whole, "complete", text, code, label, probs, "", *counts)
+        return Answer(
+            cell.assignment_id, whole, "complete", text, code, label, probs, "", num_prompt, num_reused, num_new
+        )
 
     def _read(self, asked: AskedCell, written: Written) -> Answer:
         item, order, cell_id = asked.cell.item, asked.cell.order, asked.cell.assignment_id

@@ -101,29 +101,30 @@ class FakeEngine:
         if delay_s:
             time.sleep(float(str(delay_s)))
         failures = _take_failures(group)
-        asked = [self._cells.ask(group.persona, cell) for cell in group.cells]
-        for index, found in enumerate(asked):
-            found.written = Written(num_reused=self._cells.num_shared if index else 0)
-        self._choose(group.persona, [cell for cell in asked if cell.cell.item.options])
+        asked = self._cells.ask(group.persona, group.cells)
+        self._choose(group.persona, asked)
         return [
             _failed(cell.cell, failure) if failure else self._read(cell)
             for cell, failure in zip(asked, failures, strict=True)
         ]
 
     def _choose(self, persona: Persona, asked: Sequence[AskedCell]) -> None:
-        """Draw an option in every cell."""
+        """Draw an option in every cell that has any, all of one length together."""
         by_count: dict[int, list[AskedCell]] = {}
         for found in asked:
             by_count.setdefault(len(found.cell.item.options), []).append(found)
-        is_greedy = self._settings.temperature == 0
+        num_shared, is_greedy = self._cells.num_shared, self._settings.temperature == 0
+        for found in by_count.pop(0, ()):
+            found.written = Written(num_reused=num_shared)
         for count, alike in by_count.items():
             keys = np.array([self._number(found.cell.item) for found in alike], np.uint64)
             keys ^= np.uint64(seed_from(self._settings.seed, persona.persona_id))
             log_probs = option_log_probs(self._settings, keys, count)
             choices, probs = choose_in_rows(log_probs, [found.cell.seed for found in alike], is_greedy=is_greedy)
             for found, choice, shares in zip(alike, choices, probs, strict=True):
-                if found.written is not None:
-                    found.written.choice, found.written.probs = choice, shares
+                found.written = Written(choice, [], shares, num_reused=num_shared)
+        if asked and asked[0].written is not None:
+            asked[0].written.num_reused = 0
 
     def _number(self, item: Item) -> int:
         known = self._numbers.get(id(item))

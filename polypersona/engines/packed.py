@@ -82,7 +82,7 @@ class PackedEngine:
         """Return one answer per cell, in order; cells that do not fit the model's context end as `error`."""
         if self._settings.context == "previous":
             return InterviewRunner(self._cells, self._tokens, self._max_tokens).answer(groups)
-        asked = [[self._cells.ask(group.persona, cell) for cell in group.cells] for group in groups]
+        asked = [self._cells.ask(group.persona, group.cells) for group in groups]
         if self._settings.calibration == "none":
             self._run([[(cell, cell.prompt) for cell in cells] for cells in asked])
         else:
