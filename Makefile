@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Files of tests side by side, one a core; more than four would be as many Rays.
+PYTEST := $(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo test check fix test-slow smoke clean
 
@@ -23,7 +25,7 @@ demo: $(STAMP)  ## run the main job on the embedded model; prints the report's p
 	$(BIN)/polypersona run jobs/demo.yaml
 
 test: $(STAMP)  ## the test suite, under ten minutes on two cores
-	$(BIN)/python -m pytest tests
+	$(PYTEST)
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -35,7 +37,7 @@ fix: $(STAMP)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 
 test-slow: $(STAMP)  ## the slow and browser tests
-	$(BIN)/python -m pytest tests -m "slow or browser"
+	$(PYTEST) -m "slow or browser"
 
 smoke: $(STAMP)  ## generation, evaluation and report with the fake engine, in seconds
 	$(BIN)/polypersona run jobs/smoke.yaml --from generate --to report

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from local_cluster import free_ports, local_cluster
+from local_cluster import free_ports, joined_node, local_cluster
 
 from polypersona.storage import RunDirectory
 from polypersona.submission import build_submission
@@ -170,6 +170,45 @@ def test_a_job_runs_the_code_that_was_sent_commits_and_is_clean(cluster, tmp_pat
     assert 0 < watcher.total("ray_polypersona_responses_total", run="smoke", engine="fake") <= 4000
     assert 0 < watcher.total("ray_polypersona_shards_total", run="smoke") <= audit.shards
     assert any(series.startswith("ray_polypersona_shards_pending{") for series in watcher.values)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_outlives_the_death_of_a_node(cluster, tmp_path):
+    people = [{"persona_id": f"p{number}", "attributes": {"age": 20, "fake_delay_s": 1}} for number in range(60)]
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    (tmp_path / "long.yaml").write_text(
+        f"name: long\nout: {tmp_path / 'runs'}\npanel: {{source: people.jsonl, distinct: false}}\n"
+        "instrument: {max_items: 4}\nmodel: {adapter: none}\n"
+        "generate: {engine: fake, actors: 4, shard_personas: 1}\n"
+    )
+    run = RunDirectory.at(tmp_path / "runs" / "long")
+    call = [PROGRAM, "submit", "long.yaml", *address(cluster), *FIRST, "--working-dir", "."]
+    with joined_node(cluster, cpus=2) as kill:
+        job = subprocess.Popen(
+            call, cwd=tmp_path, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        end = time.monotonic() + 240
+        while len(actors := committers(run)) < 4 and time.monotonic() < end and job.poll() is None:
+            time.sleep(0.2)
+        before = set(run.names("responses", ".parquet"))
+        kill()
+        told, _ = job.communicate(timeout=240)
+    assert len(actors) == 4, told
+    assert len(before) < 60
+    assert job.returncode == 0, told
+    audit = verify(run)
+    assert audit.is_clean, audit.problems
+    assert (audit.planned, audit.committed) == (240, 240)
+    events = "".join(path.read_text() for path in Path(run.path("events")).iterdir())
+    assert "start again because" in events
+    assert '"event": "failure"' not in events
+
+
+def committers(run):
+    """Return the actors that have committed a shard."""
+    folder = Path(run.path("events"))
+    return {path.name for path in folder.glob("actor-*.jsonl") if '"commit"' in path.read_text()}
 
 
 @pytest.mark.slow
