@@ -16,6 +16,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polypersona.engines.adapter_table import AdapterTable
 from polypersona.engines.base import Answer, Cell, Engine, Group
 from polypersona.gates import Outcome
 from polypersona.ledger import Ledger, Shard, Slot
@@ -40,10 +41,11 @@ class Task:
     adapter: str
     max_attempts: int
     is_interview: bool = False
+    table: AdapterTable | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, adapter: str) -> Task:
-        """Return what a recipe says of it; `adapter` is the name of the weights that answer."""
+    def of(cls, recipe: Recipe, adapter: str, table: AdapterTable | None = None) -> Task:
+        """Return what a recipe says of it; `adapter` is the name of the weights that answer, `table` of several."""
         return cls(
             seed=recipe.seed,
             is_shuffled=recipe.generate.order == "random",
@@ -51,7 +53,14 @@ class Task:
             adapter=adapter,
             max_attempts=recipe.generate.max_attempts,
             is_interview=recipe.generate.context == "previous",
+            table=table,
         )
+
+    def adapters_of(self, cells: Sequence[AskedCell]) -> str | list[str]:
+        """Return the name of the weights that answer the cells: one name, or one for each cell."""
+        if self.table is None:
+            return self.adapter
+        return [self.table.name_for(asked.persona, asked.cell.item.domain) for asked in cells]
 
 
 def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task) -> list[AskedCell]:
@@ -147,7 +156,8 @@ def build_rows(
     Raises:
         EngineError: an answer's code is none of its item's.
     """
-    return build_shard_rows(shard.number, cells, answers, adapter=task.adapter, shows_options=task.shows_options)
+    adapter = task.adapters_of(cells)
+    return build_shard_rows(shard.number, cells, answers, adapter=adapter, shows_options=task.shows_options)
 
 
 def _order(seed: int, item: Item) -> tuple[int, ...]:

@@ -21,12 +21,12 @@ from typing import Any
 
 from polypersona.answering import Task, build_cells
 from polypersona.content import content_parts, extend_ledger
+from polypersona.engines.adapter_files import copy_folder
 from polypersona.engines.settings import (
     ADAPTER,
     ADAPTER_CONFIG,
     Weights,
     build_settings,
-    copy_folder,
     locate_weights,
     refuse_unsupported,
 )
@@ -39,6 +39,7 @@ from polypersona.population import Population, item_hashes, load_population
 from polypersona.recipe import Recipe
 from polypersona.records import seed_from
 from polypersona.response_table import AskedCell
+from polypersona.roster import has_several
 from polypersona.scheduling.calibration import Calibration, Figures, load_calibrations, save_calibration
 from polypersona.scheduling.estimate import devices_of
 from polypersona.scheduling.inventory import WORKER_ENVIRONMENT, local_inventory, read_inventory
@@ -122,10 +123,13 @@ def run(
 def as_it_is_now(recipe: Recipe, directory: RunDirectory) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe with the adapter that is there: none where the run's own is still to be tuned, and a note."""
     is_missing = recipe.generate.engine in MODEL_ENGINES and recipe.model.adapter == "run"
-    if not is_missing or directory.exists(ADAPTER_CONFIG):
+    is_several = has_several(recipe)
+    if not is_missing or (directory.exists(ADAPTER_CONFIG) and not is_several):
         return recipe, ()
     alone = recipe.model.model_copy(update={"adapter": "none"})
-    return recipe.model_copy(update={"model": alone}), ("the base model without the adapter, which is not tuned yet",)
+    note = "one base model, in place of the run's several adapters"
+    note = note if is_several else "the base model without the adapter, which is not tuned yet"
+    return recipe.model_copy(update={"model": alone}), (note,)
 
 
 def frozen_values(recipe: Recipe, plan: GeneratePlan, directory: RunDirectory) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from polypersona.survey.profiles import Profiles, build_groupings, build_profile
 from polypersona.survey.responses import batch_rows, build_batches, tally_responses
 from polypersona.survey.structure import regression_summary
 from polypersona.survey.tables import build_tables, caption, collapsed_rows, prediction_means
+from polypersona.survey.variants import Shards, build_mitigated
 
 HUMAN_VERSION = 1
 HUMAN_SCORES = "scores/human.json"
@@ -53,7 +54,32 @@ class Sources:
     left_out: tuple[str, ...]
 
 
-def run(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Mitigation:
+    """Which mitigations to show: `sample` people rectify the means (0 is none), `beside` are runs with their own."""
+
+    sample: int = 0
+    beside: tuple[RunDirectory, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tallied:
+    """One run, tallied and set beside the humans."""
+
+    stored: dict[str, Any]
+    ledger: Ledger
+    sources: Sources
+    batches: list[list[str]]
+    comparison: Comparison
+
+
+def run(
+    directory: RunDirectory,
+    human: str,
+    codebook: str,
+    by: Sequence[str] | None = None,
+    mitigation: Mitigation | None = None,
+) -> dict[str, Any]:
     """Compare a run with humans, write `scores/`, and return what `scores/human.json` holds with all tables.
 
     Args:
@@ -61,11 +87,44 @@ def run(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | 
         human: the file of coded data, a path or URL.
         codebook: its codebook.
         by: demographics whose groups are compared; None is all that the run's personas have.
+        mitigation: also the scores with mitigations, before and after; None is none.
 
     Raises:
         SurveyError: data, codebook and run do not fit together; all faults are named, by item.
         StorageError: there are no responses.
     """
+    tallied = _tally(directory, human, codebook, by)
+    sources, comparison = tallied.sources, tallied.comparison
+    tables = build_tables(comparison)
+    content = _content(sources, comparison, tables) | {
+        "run": directory.path(),
+        "codebook": mask_secrets(str(codebook)),
+        "fingerprint": str(tallied.stored["fingerprint"]),
+        "num_rows": comparison.tally.num_rows,
+        "num_planned": tallied.ledger.num_cells,
+    }
+    content["mitigation"] = None
+    tables |= {"mitigation": [], "rectified": []}
+    if mitigation is not None:
+        others = [_beside(other, human, codebook, by) for other in mitigation.beside]
+        found = build_mitigated(Shards(directory, tallied.batches), comparison, others, mitigation.sample)
+        content["mitigation"] = {**found.facts, "rows": found.rows}
+        tables |= {"mitigation": found.rows, "rectified": found.rectified}
+    _write(directory, content, tables)
+    return {**content, "tables": tables}
+
+
+def _beside(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | None) -> tuple[str, Comparison]:
+    """Return another run's name with what it switches on, and its comparison."""
+    tallied = _tally(directory, human, codebook, by)
+    generate = build_recipe(tallied.stored["recipe"]).generate
+    switched = {"calibration": generate.calibration, "order": generate.order, "persona": generate.persona}
+    idle = {"calibration": "none", "order": "fixed", "persona": "shown"}
+    marks = [f"{key} {value}" for key, value in switched.items() if value != idle[key]]
+    return ", ".join([directory.path().rstrip("/").rsplit("/", 1)[-1], *marks]), tallied.comparison
+
+
+def _tally(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | None) -> Tallied:
     stored = load_run(directory)
     if "ledger" not in stored:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
@@ -79,16 +138,7 @@ def run(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | 
     with Progress("compare", len(committed), "shards") as progress:
         tally = tally_responses(directory, batches, frame, progress.advance)
     comparison = Comparison(Humans(sources.survey, sources.profiles, sources.alignment.items), tally)
-    tables = build_tables(comparison)
-    content = _content(sources, comparison, tables) | {
-        "run": directory.path(),
-        "codebook": mask_secrets(str(codebook)),
-        "fingerprint": fingerprint,
-        "num_rows": tally.num_rows,
-        "num_planned": ledger.num_cells,
-    }
-    _write(directory, content, tables)
-    return {**content, "tables": tables}
+    return Tallied(stored, ledger, sources, batches, comparison)
 
 
 def load_sources(

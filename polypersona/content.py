@@ -31,7 +31,14 @@ _FROZEN = {
     "generate.shard_personas": "shard_personas",
 }
 # Keys that runs of earlier versions do not have, with the values by which those were made.
-_LATER_KEYS = {"generate.repetition_penalty": 1.0, "generate.stop": [], "generate.length_norm": False}
+_LATER_KEYS = {
+    "generate.repetition_penalty": 1.0,
+    "generate.stop": [],
+    "generate.length_norm": False,
+    "generate.persona": "shown",
+}
+# Where a run has several adapters: what answers a domain.
+ADAPTER_KEY = "adapter for "
 _TEST_CELLS = "cells of the test split"
 _MODEL_KEYS = ("model.dtype", "model.quantization", "model.trust_remote_code", "generate.slots")
 
@@ -51,6 +58,9 @@ def content_parts(
     if uses_model:
         parts |= {"model.base": weights.model_hash, "model.adapter": weights.adapter_hash or "none"}
         parts["threads"] = frozen["threads"]
+    if weights.table is not None:
+        parts["model.adapter"] = "several"
+        parts |= {f"{ADAPTER_KEY}{domain}": weights.table.describe(domain) for domain in weights.table.by_domain}
     if population.asked is not None:
         parts[_TEST_CELLS] = _test_cells(population)
     parts["engine version"] = ENGINE_VERSIONS[recipe.generate.engine]
@@ -59,6 +69,13 @@ def content_parts(
     parts["renderer version"] = RENDERER_VERSION
     parts["schema version"] = SCHEMA_VERSION
     return parts
+
+
+def kept_parts(stored: Mapping[str, Any], *, is_first: bool) -> dict[str, str]:
+    """Return the parts that stay in run.json where the recipe asks less than before: what answered those domains."""
+    if is_first:
+        return {}
+    return {key: value for key, value in stored["content"]["parts"].items() if key.startswith(ADAPTER_KEY)}
 
 
 def fingerprint_of(parts: Mapping[str, Any], items: Mapping[str, str], panel: str) -> str:
@@ -97,7 +114,11 @@ def refuse_changes(
     Raises:
         RecipeChangedError: with one line `key: old → new` for each change.
     """
-    lines = diff(_LATER_KEYS | stored["content"]["parts"], parts) + _population_changes(stored, recipe, population)
+    before = _LATER_KEYS | stored["content"]["parts"]
+    # A domain that is new is no change, and one that is no longer asked is none either.
+    apart = {key for key in before.keys() ^ parts.keys() if key.startswith(ADAPTER_KEY)}
+    held, now = ({key: one[key] for key in one.keys() - apart} for one in (before, parts))
+    lines = diff(held, now) + _population_changes(stored, recipe, population)
     if lines:
         raise RecipeChangedError(
             f"{where} holds responses of another content; the recipe would change\n  " + "\n  ".join(lines),

@@ -1,4 +1,4 @@
-"""The dataset stage: panel and instrument, or records made elsewhere → train, validation and test examples.
+"""The dataset stage: panel and instrument, records made elsewhere, or a survey → train, validation and test examples.
 
 Reads what the recipe names; writes `dataset/{train,validation,test}.jsonl`, `leaks.json`, `card.md` and, where answers
 or records were kept aside, `rejected.jsonl`, then its entry in run.json. A dataset that is there for the same content
@@ -11,13 +11,14 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from polypersona import records_loader
 from polypersona.chatml import RENDERER_VERSION
 from polypersona.composition import COMPOSITION_VERSION, compose
-from polypersona.dataset_card import Making, render_card
+from polypersona.dataset_card import Human, Making, render_card
+from polypersona.dataset_options import refuse_idle_options
 from polypersona.engines.base import EngineSettings
 from polypersona.errors import DatasetError, RecipeChangedError, StorageError
 from polypersona.examples import SPLITS, render_examples
@@ -28,8 +29,8 @@ from polypersona.panel.sources import Panel, load_panel
 from polypersona.population import panel_digests
 from polypersona.questionbank import Instrument, item_hash, load_instrument
 from polypersona.recipe import Recipe
-from polypersona.recipe_sections import DatasetRecipe
 from polypersona.records import Example
+from polypersona.respondents import Respondents, build_splits, load_respondents, survey_content
 from polypersona.splits import SPLITS_VERSION, Row, divide
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.teacher import ask_teacher, locate_teacher
@@ -59,8 +60,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     directory = RunDirectory.at(recipe.location)
     entry = _finished_entry(directory)
-    if recipe.dataset.source is not None:
-        _refuse_idle_options(recipe.dataset)
+    refuse_idle_options(recipe.dataset)
+    if recipe.dataset.survey.codebook is not None:
+        content, make = _plan_survey(recipe, str(recipe.dataset.source))
+    elif recipe.dataset.source is not None:
         content, make = _plan_external(recipe, recipe.dataset.source)
     else:
         content, make = _plan_taught(recipe, directory, entry.get("content", {}))
@@ -70,6 +73,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     made = make()
     figures = _write(directory, recipe, made)
     stage = {"state": "finished", "fingerprint": digest_of(content), "content": content, "figures": figures}
+    stage |= {"license": made.making.license, "origin": made.making.origin}
     update_run(directory, {"stages": {"dataset": stage}})
     return {**figures, "skipped": False}
 
@@ -109,9 +113,17 @@ def _plan_external(recipe: Recipe, source: str) -> tuple[Content, Callable[[], M
     return content, lambda: _make_external(recipe, source)
 
 
+def _plan_survey(recipe: Recipe, source: str) -> tuple[Content, Callable[[], Made]]:
+    people = load_respondents(source, recipe.dataset.survey)
+    settings = recipe.dataset.survey.model_dump(exclude={"codebook"})
+    content = _content(recipe) | {f"dataset.survey.{name}": value for name, value in settings.items()}
+    return content | survey_content(source, recipe.dataset.survey, people), lambda: _make_survey(recipe, people)
+
+
 def _content(recipe: Recipe) -> Content:
     # Where records lie does not matter; what they say is hashed.
-    section = {f"dataset.{name}": value for name, value in recipe.dataset.model_dump(exclude={"source"}).items()}
+    kept = recipe.dataset.model_dump(exclude={"source", "survey"})
+    section = {f"dataset.{name}": value for name, value in kept.items()}
     return section | {
         "seed": recipe.seed,
         "instrument.show_options": recipe.instrument.show_options,
@@ -180,6 +192,32 @@ def _make_external(recipe: Recipe, source: str) -> Made:
     return Made(splits, rejected, _with_notes(making, loaded))
 
 
+def _make_survey(recipe: Recipe, people: Respondents) -> Made:
+    book, survey = people.survey.codebook, people.survey
+    examples = build_splits(people, recipe.dataset, recipe.seed, recipe.instrument.show_options)
+    human = Human(book.title, book.source or survey.location, book.license)
+    origin = (
+        f"The answers are those of {len(people.personas):,} respondents of the survey “{book.title}”, the questions "
+        "and their options those of its codebook. A card holds a respondent's demographics; ids are hashed. Training "
+        "draws an answer by its respondent's survey weight (`sampling_weight`, one on average)."
+    )
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in examples.outcomes.items())
+    notes = [f"Cells without an answer are no rows: {outcomes}.", *survey.notes]
+    if people.withheld:
+        names = ", ".join(item.item_id for item in people.withheld)
+        notes.append(f"Withheld from training and validation, in the test split only: {names}.")
+    making = Making(
+        origin,
+        book.license or "as the source says",
+        recipe.seed,
+        "Divided by respondent: no respondent is in two splits.",
+        is_external=True,
+        notes=tuple(notes),
+        human=human,
+    )
+    return Made(examples.splits, [], making)
+
+
 def _with_notes(making: Making, loaded: records_loader.LoadedRecords) -> Making:
     notes = [f"The field `{name}` of {count:,} records was not taken over." for name, count in loaded.ignored.items()]
     if loaded.num_scales_added:
@@ -209,25 +247,11 @@ def _divided(
     return splits, Making(origin, license_, recipe.seed, by[dataset.split_by], num_dropped=len(division.dropped))
 
 
-def _refuse_idle_options(dataset: DatasetRecipe) -> None:
-    """Refuse options of the dataset that records made elsewhere leave without a meaning."""
-    names = ["teacher", "records"]
-    assert dataset.source is not None
-    if records_loader.SINGLE_FILE not in records_loader.source_files(dataset.source):
-        names += ["split_by", "splits"]
-    default = DatasetRecipe()
-    for name in names:
-        if getattr(dataset, name) != getattr(default, name):
-            what = "brings its own records" if name in ("teacher", "records") else "brings its own splits"
-            raise DatasetError(
-                f"dataset.{name} has no meaning here: dataset.source ({dataset.source}) {what}.",
-                f"Leave out dataset.{name} or dataset.source.",
-            )
-
-
 def _write(directory: RunDirectory, recipe: Recipe, made: Made) -> dict[str, Any]:
     splits, making = made.splits, replace(made.making, num_rejected=len(made.rejected))
     leaks = find_leaks(splits["train"], splits["validation"], splits["test"])
+    if making.human is not None:
+        leaks["synthetic"] = False
     try:
         for split in SPLITS:
             directory.write(f"dataset/{split}.jsonl", render_examples(splits[split]))
@@ -250,6 +274,7 @@ def _write(directory: RunDirectory, recipe: Recipe, made: Made) -> dict[str, Any
         "rejected": len(made.rejected),
         **({"not_asked": making.num_not_asked} if making.num_not_asked else {}),
         **({"warnings": list(making.warnings)} if making.warnings else {}),
+        **({"human": asdict(making.human)} if making.human is not None else {}),
         "personas": leaks["repeats"]["personas"],
         "items": len({row.metadata["item_id"] for row in rows}),
         "leaks": leaks["leaks"]["test_in_train"],

@@ -12,6 +12,8 @@ from typing import Any
 
 from polypersona.records import Example
 
+# Counts of people's rows below this are not shown.
+MIN_SHOWN = 5
 _LEAK_ROWS = (
     ("personas in both", "shared_personas", "personas"),
     ("rows whose persona is in both", "rows_with_shared_persona", "rows"),
@@ -22,8 +24,20 @@ _LEAK_ROWS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Human:
+    """Whose answers these are: the survey's title, its source with what it asks to be attributed to, its licence."""
+
+    title: str
+    source: str
+    license: str
+
+
+@dataclass(frozen=True, slots=True)
 class Making:
-    """How the rows came to be, for the card: a sentence, licence, what was kept aside, dropped or not taken over."""
+    """How the rows came to be, for the card: a sentence, licence, what was kept aside, dropped or not taken over.
+
+    `human` says whose answers they are where people gave them.
+    """
 
     origin: str
     license: str
@@ -35,34 +49,52 @@ class Making:
     num_not_asked: int = 0
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = ()
+    human: Human | None = None
 
 
 def render_card(name: str, splits: Mapping[str, Sequence[Example]], leaks: Mapping[str, Any], making: Making) -> str:
     """Return the card as Markdown."""
     rows = [row for split in splits.values() for row in split]
-    written = "" if making.is_external else " Every answer was written by a program and not by a person."
     parts = [
         _front_matter(name, making),
-        f"# {name}: synthetic survey responses",
-        f"This dataset is synthetic.{written} No figure computed from it describes people.",
+        *_what_it_is(name, making),
         f"## How it was made\n\n{making.origin}\n\n"
-        f"Licence of the personas or records it was made from: {making.license}.\n\nSeed: {making.seed}.",
+        f"Licence of the {'answers' if making.human else 'personas or records'} it was made from: {making.license}."
+        f"\n\nSeed: {making.seed}.",
         "## Format\n\nJSON Lines, one row an answer: `id`, `messages` (system, user, assistant) and `metadata` "
         "(persona, domain, item, question and reference, for closed items also code and label). "
         '`datasets.load_dataset("json", data_files={...})` loads it.',
-        f"## Composition\n\n{_composition(rows)}",
+        f"## Composition\n\n{_composition(rows, MIN_SHOWN if making.human else 0)}",
         f"## Splits\n\n{_splits(splits, making)}",
         f"## Leaks\n\n{_leaks(leaks)}",
     ]
     return "\n\n".join([*parts, *([f"## Notes\n\n{_bullets(making.notes)}"] if making.notes else [])]) + "\n"
 
 
+def _what_it_is(name: str, making: Making) -> tuple[str, str]:
+    """Return title and first paragraph: synthetic, or whose answers these are."""
+    if making.human is not None:
+        return f"# {name}: answers of people to a survey", (
+            f"Source: {making.human.source}\n\n"
+            f"These rows hold answers that people gave (“{making.human.title}”). Name the source and its licence "
+            "wherever something made from them is shown. A row is there to learn a population from, by its weight: it "
+            "is not to be shown as a person, and nobody may try to find out who gave it."
+        )
+    written = "" if making.is_external else " Every answer was written by a program and not by a person."
+    return f"# {name}: synthetic survey responses", (
+        f"This dataset is synthetic.{written} No figure computed from it describes people."
+    )
+
+
 def _front_matter(name: str, making: Making) -> str:
-    lines = ["---", f"pretty_name: {name} (synthetic)", "tags: [synthetic, survey, personas]"]
+    if making.human is not None:
+        lines = ["---", f"pretty_name: {name}", "tags: [survey, microdata]"]
+    else:
+        lines = ["---", f"pretty_name: {name} (synthetic)", "tags: [synthetic, survey, personas]"]
     return "\n".join([*lines, "task_categories: [text-generation]", f"seed: {making.seed}", "---"])
 
 
-def _composition(rows: Sequence[Example]) -> str:
+def _composition(rows: Sequence[Example], least: int) -> str:
     domains_of: dict[str, set[str]] = {}
     for row in rows:
         domains_of.setdefault(row.metadata["persona_id"], set()).add(row.metadata["domain"])
@@ -72,15 +104,19 @@ def _composition(rows: Sequence[Example]) -> str:
         f"{len(rows):,} rows of {len(domains_of):,} personas and {len(items)} items. "
         f"{_percent(single, len(domains_of))} of the personas appear in one domain only."
     )
-    by_domain = _shares("domain", Counter(row.metadata["domain"] for row in rows))
-    by_type = _shares("response type", Counter(row.metadata["question_type"] for row in rows))
+    by_domain = _shares("domain", Counter(row.metadata["domain"] for row in rows), least)
+    by_type = _shares("response type", Counter(row.metadata["question_type"] for row in rows), least)
     return f"{summary}\n\n{by_domain}\n\n{by_type}"
 
 
-def _shares(what: str, counts: Counter[str]) -> str:
+def _shares(what: str, counts: Counter[str], least: int) -> str:
     total = sum(counts.values())
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return _table((what, "rows", "share"), [(name, f"{count:,}", _percent(count, total)) for name, count in ranked])
+    lines = [
+        (name, f"{count:,}", _percent(count, total)) if count >= least else (name, f"fewer than {least}", "not shown")
+        for name, count in ranked
+    ]
+    return _table((what, "rows", "share"), lines)
 
 
 def _splits(splits: Mapping[str, Sequence[Example]], making: Making) -> str:

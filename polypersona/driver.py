@@ -19,7 +19,7 @@ import numpy as np
 import ray
 
 from polypersona.answering import Task
-from polypersona.engines.settings import Weights, build_settings
+from polypersona.engines.settings import Weights, base_shape, build_settings
 from polypersona.errors import (
     RecipeChangedError,
     RunFailedError,
@@ -35,6 +35,8 @@ from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.rounds import current_quarantine
 from polypersona.scheduling.inventory import start_ray
+from polypersona.scheduling.machines import Decision, Inventory
+from polypersona.scheduling.packing import choose_held
 from polypersona.scheduling.policy import GeneratePlan, plan_generation
 from polypersona.shard_actor import Job
 from polypersona.shard_pool import answer_shards
@@ -92,7 +94,10 @@ def open_session(
         round: the number of a retry; 0 is none.
     """
     inventory = start_ray(recipe.cluster.limits)
-    plan = plan_generation(recipe, inventory, len(pending), weights.model_bytes, frozen)
+    held = _choose_held(weights, inventory, frozen)
+    size = None if weights.model_bytes is None else weights.model_bytes * held.value
+    shape = base_shape(recipe) if held.value == 1 else None
+    plan = plan_generation(recipe, inventory, len(pending), size, frozen, shape)
     max_hours = recipe.generate.max_hours
     job = Job(
         run=directory,
@@ -100,16 +105,19 @@ def open_session(
         ledger=ledger,
         settings=build_settings(recipe, frozen, weights),
         weights=weights,
-        task=Task.of(recipe, weights.adapter_name),
+        task=Task.of(recipe, weights.adapter_name, weights.table),
         session=uuid.uuid4().hex[:12],
         pending=np.array(pending, dtype=np.int64),
         load_population=partial(ray.get, ray.put(population)),
         round=round,
         deadline=None if max_hours is None else time.time() + 3600 * max_hours,
         open_recorder=partial(RayRecorder, recipe.name, recipe.generate.engine),
+        most_held=held.value,
     )
     log = EventLog(directory, "driver")
-    facts = {"round": round} if round else {}
+    facts: dict[str, Any] = {"round": round} if round else {}
+    if weights.table is not None:
+        facts |= {"adapters": weights.table.by_domain, "adapters_held": asdict(held)}
     log.write(
         "start",
         session=job.session,
@@ -122,6 +130,13 @@ def open_session(
     for warning in weights.warnings:
         log.write("warning", session=job.session, text=warning)
     return Session(job, plan, _in_order(ledger, pending, population), log)
+
+
+def _choose_held(weights: Weights, inventory: Inventory, frozen: Mapping[str, Any]) -> Decision[int]:
+    """Choose how many adapters an actor holds at once; the others are loaded when they are needed."""
+    if weights.table is None:
+        return Decision(1, "one adapter at most")
+    return choose_held(inventory, len(weights.table.answering), weights.model_bytes, frozen.get("cache_bytes", 0))
 
 
 def answer(

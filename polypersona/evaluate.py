@@ -2,8 +2,9 @@
 
 Reads `responses/`, `quarantine/` and, by the recipe, the dataset's test split or the panel. Writes `scores/`: one
 Parquet file per kind of group and `scores.json`, last. Ray Data maps the shards in parts; a task returns the statistics
-of its shards, which add up exactly, so the files are the same bytes for any number of shards, parts or nodes. A second
-run for the same responses and settings does nothing.
+of its shards, which add up exactly, so the files are the same bytes for any number of shards, parts or nodes. Where an
+encoder is named, its pool has encoded all pairs of texts before. A second run for the same responses and settings does
+nothing; one after new ratings adds these to `scores.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,42 +21,46 @@ import ray
 import ray.data
 
 from polypersona.content import refuse_another_recipe
-from polypersona.errors import PolypersonaError, RecipeError, StorageError
-from polypersona.examples import example_persona, load_examples
+from polypersona.errors import PolypersonaError
+from polypersona.evaluation.basis import (
+    build_settings,
+    choose_reference,
+    file_facts,
+    has_rationale,
+    persona_metrics,
+    read_rows,
+    response_files,
+)
+from polypersona.evaluation.pool import score_pairs
+from polypersona.evaluation.ratings import annotations_digest, rated_scores
 from polypersona.fingerprint import digest_of
-from polypersona.ledger import RESPONSES
-from polypersona.metrics.catalogue import choose_metrics
+from polypersona.metrics.bertscore import encoder_of, with_values
 from polypersona.metrics.sums import Kind
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
-from polypersona.panel.sources import load_panel
-from polypersona.parquet import read_parquet
+from polypersona.persona_scores import score_personas
 from polypersona.population import load_population
 from polypersona.progress import Progress
-from polypersona.questionbank import load_instrument
 from polypersona.recipe import Recipe
-from polypersona.records import DISPOSITIONS, digest
-from polypersona.references import (
-    DatasetReferences,
-    References,
-    TeacherReferences,
-    dataset_items,
-    is_known_to_teacher,
-    refuse_unknown_items,
-)
-from polypersona.rounds import current_quarantine
+from polypersona.records import DISPOSITIONS
+from polypersona.scheduling.evaluation_plan import plan_evaluation
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scoring import COLUMNS, Partial, Scorer, Settings
-from polypersona.simulator.traits import SEMANTICS_VERSION
+from polypersona.scheduling.machines import Inventory
+from polypersona.scoring import Partial, Scorer, Settings
 from polypersona.storage import RunDirectory, load_run, update_run
+from polypersona.training.card import write_scores_into_cards
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 SCORES = "scores/scores.json"
 TABLES: dict[Kind, str] = {
     "overall": "overall",
     "domain": "by_domain",
     "response_type": "by_response_type",
     "item": "by_item",
+    "model": "by_model",
+    "subgroup": "by_subgroup",
 }
+# A row of fewer answers is not shown by subgroup.
+MIN_SUBGROUP = 5
 PARTS_PER_CPU = 4
 ROW_SCHEMA = pa.schema(
     [
@@ -82,22 +88,37 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     directory = RunDirectory.at(recipe.location)
     stored = load_run(directory)
-    files = _response_files(directory, stored)
-    reference = _choose_reference(recipe)
-    refuse_another_recipe(directory.path(), stored, recipe, load_population(recipe, directory))
-    settings, basis = _build_settings(recipe, directory, reference)
+    files = response_files(directory, stored)
+    reference = choose_reference(recipe)
+    population = load_population(recipe, directory)
+    refuse_another_recipe(directory.path(), stored, recipe, population)
+    settings, basis = build_settings(recipe, directory, reference)
+    people = persona_metrics(recipe, population)
+    basis["personas"] = people.signatures
     num_planned = int(stored["ledger"]["num_cells"])
     basis |= {"caption": _caption(recipe, settings, reference), "num_planned": num_planned}
-    key = digest_of({"files": _file_facts(directory, files), "basis": basis, "version": SCORES_VERSION})
-    if directory.exists(SCORES) and stored.get("stages", {}).get("evaluate", {}).get("key") == key:
+    key = digest_of({"files": file_facts(directory, files), "basis": basis, "version": SCORES_VERSION})
+    state: dict[str, Any] = {"key": key, "annotations": annotations_digest(directory)}
+    before = stored.get("stages", {}).get("evaluate", {})
+    is_measured = before.get("key") == key and directory.exists(SCORES)
+    if is_measured and before.get("annotations") == state["annotations"]:
         return {**_summary(directory.read_json(SCORES)), "skipped": True}
-    partial = _score_files(recipe, directory, settings, files)
-    scores = _build_scores(recipe, settings, partial, reference, num_planned)
-    for kind, name in TABLES.items():
-        directory.write(f"scores/{name}.parquet", _render_rows(_rows_of(settings, partial, kind)))
-    directory.write_json(SCORES, scores)
+    if is_measured:
+        scores = directory.read_json(SCORES)
+    else:
+        inventory = start_ray(recipe.cluster.limits)
+        settings, state["bertscore"] = _with_bertscores(directory, settings, files, num_planned, inventory)
+        num_cpus = plan_evaluation(inventory).tasks.value
+        partial = _score_files(directory, settings, files, num_cpus)
+        about_people = score_personas(directory, stored, people, population.items, num_cpus)
+        partial.persona_rows = {kind: people.build_rows(about_people, kind, population.items) for kind in TABLES}
+        scores = _build_scores(recipe, settings, partial, reference, num_planned)
+        for kind, name in TABLES.items():
+            directory.write(f"scores/{name}.parquet", _render_rows(_rows_of(settings, partial, kind)))
+    directory.write_json(SCORES, {**scores, "annotation": rated_scores(directory)})
+    write_scores_into_cards(directory)
     summary = _summary(scores)
-    update_run(directory, {"stages": {"evaluate": {"key": key, **summary}}})
+    update_run(directory, {"stages": {"evaluate": {**state, **summary}}})
     return {**summary, "skipped": False}
 
 
@@ -114,103 +135,25 @@ def measure_part(ids: pa.Table, job: Sequence[Any]) -> pa.Table:
     result: Partial | PolypersonaError = scorer.partial
     try:
         for name in names:
-            scorer.add(_read_rows(directory, name))
+            scorer.add(read_rows(directory, name))
     except PolypersonaError as error:
         result = error
     return pa.table({"num_files": [len(names)], "result": pa.array([pickle.dumps(result)], pa.large_binary())})
 
 
-def _response_files(directory: RunDirectory, stored: dict[str, Any]) -> list[str]:
-    """Return the run's own files of committed shards: what a killed attempt left in quarantine is none."""
-    if "ledger" not in stored:
-        raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    responses = directory.names(RESPONSES, f"-{stored['fingerprint']}.parquet")
-    if not responses:
-        raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    return [*responses, *current_quarantine(directory, stored["fingerprint"]).values()]
+def _with_bertscores(
+    directory: RunDirectory, settings: Settings, files: Sequence[str], num_rows: int, inventory: Inventory
+) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings with the values of all pairs, where BERTScore is wanted, and what was done for them."""
+    encoder = encoder_of(settings.metrics)
+    if encoder is None or settings.references is None:
+        return settings, {}
+    known, summary = score_pairs(directory, settings, encoder, files, num_rows, inventory)
+    return replace(settings, metrics=with_values(settings.metrics, known)), summary.as_json()
 
 
-def _choose_reference(recipe: Recipe) -> str:
-    """Return dataset, teacher or none: `auto` resolved, and checked against what was generated."""
-    wanted, on = recipe.evaluate.reference, recipe.generate.on
-    if wanted == "dataset" and on == "panel":
-        raise RecipeError(
-            "evaluate.reference is 'dataset', but generate.on is 'panel', whose cells include trained ones.",
-            "Set generate.on to test, or evaluate.reference to auto, teacher or none.",
-        )
-    if wanted != "auto":
-        return wanted
-    if on == "test":
-        return "dataset"
-    items = load_instrument(recipe.instrument).items
-    return "teacher" if all(is_known_to_teacher(item) for item in items) else "none"
-
-
-def _build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> tuple[Settings, dict[str, Any]]:
-    """Return what every task needs, and all that the scores depend on beside the responses."""
-    metrics, set_metrics = choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
-    references: References | None = None
-    has_rationale = _has_rationale(recipe)
-    if recipe.generate.on == "test":
-        examples = load_examples(directory, "test")
-        items = dataset_items(examples)
-        source = digest(directory.read("dataset/test.jsonl"))
-        if reference == "dataset":
-            is_taught_by_rules = recipe.dataset.source is None and recipe.dataset.teacher == "rules"
-            references = DatasetReferences.build(
-                examples,
-                recipe.seed,
-                has_rationale=has_rationale,
-                is_taught_by_rules=is_taught_by_rules,
-                show=recipe.instrument.show_options,
-            )
-        personas = [example_persona(example) for example in examples]
-    else:
-        instrument, panel = load_instrument(recipe.instrument), load_panel(recipe.panel, recipe.seed)
-        items, personas = instrument.items, list(panel.personas)
-        source = digest(instrument.source_hash, panel.source_hash)
-    if reference == "teacher":
-        refuse_unknown_items(items)
-        references = TeacherReferences.build(
-            personas, items, recipe.seed, has_rationale=has_rationale, show=recipe.instrument.show_options
-        )
-    by_id = {item.item_id: item for item in items}
-    settings = Settings(metrics, set_metrics, by_id, references, recipe.seed, recipe.evaluate.bootstrap)
-    basis = {
-        "reference": reference,
-        "source": source,
-        "signatures": [*(metric.signature for metric in metrics), *(metric.signature for metric in set_metrics)],
-        "seed": recipe.seed,
-        "bootstrap": recipe.evaluate.bootstrap,
-        "rationale": has_rationale,
-        "teacher": SEMANTICS_VERSION,
-    }
-    return settings, basis
-
-
-def _has_rationale(recipe: Recipe) -> bool:
-    """Return whether closed responses are more than their choice: then references keep their rationale too."""
-    return recipe.generate.rationale or recipe.generate.closed == "text"
-
-
-def _file_facts(directory: RunDirectory, files: Sequence[str]) -> list[tuple[str, int, str]]:
-    fs, root = directory.filesystem()
-    infos = fs.get_file_info([f"{root}/{name}" for name in files])
-    return [(name, info.size, str(info.mtime)) for name, info in zip(files, infos, strict=True)]
-
-
-def _read_rows(directory: RunDirectory, name: str) -> pa.Table:
-    try:
-        return read_parquet(io.BytesIO(directory.read(name)), COLUMNS)
-    except pa.ArrowException as error:
-        raise StorageError(
-            f"{directory.path(name)} is no file of responses: {error}.", "Delete it and run generate again."
-        ) from error
-
-
-def _score_files(recipe: Recipe, directory: RunDirectory, settings: Settings, files: Sequence[str]) -> Partial:
+def _score_files(directory: RunDirectory, settings: Settings, files: Sequence[str], num_cpus: int) -> Partial:
     """Measure all files, a part of them per task, and return the sum."""
-    num_cpus = max(1, int(start_ray(recipe.cluster.limits).cpus))
     num_parts = min(len(files), PARTS_PER_CPU * num_cpus)
     parts = [list(files[first::num_parts]) for first in range(num_parts)]
     total = Partial.empty(settings)
@@ -248,6 +191,9 @@ def _rows_of(settings: Settings, partial: Partial, kind: Kind) -> list[Row]:
     has_reference = settings.references is not None
     rows = build_rows(settings.layout, partial.sums, kind)
     rows += build_set_rows(settings.set_metrics, partial.ngrams, kind, has_reference=has_reference)
+    rows += partial.persona_rows.get(kind, [])
+    if kind == "subgroup":
+        rows = [row for row in rows if int(row["n"]) >= MIN_SUBGROUP]
     return sorted(rows, key=lambda row: str(row["group"]))
 
 
@@ -283,6 +229,8 @@ def _build_scores(
 def _caption(recipe: Recipe, settings: Settings, reference: str) -> str:
     """Return what a reader must know to read the table."""
     parts = ["Synthetic responses."]
+    if recipe.generate.persona == "hidden":
+        parts.append("The card was hidden from every prompt: what these answers score, they score without the persona.")
     teacher = recipe.dataset.teacher if recipe.dataset.source is None else None
     if reference == "teacher" or (reference == "dataset" and teacher == "rules"):
         whose = "the test split's answers, written by" if reference == "dataset" else "the answers of"
@@ -296,7 +244,7 @@ def _caption(recipe: Recipe, settings: Settings, reference: str) -> str:
     else:
         parts.append("Nothing was compared: only measures that need no reference are shown.")
     if reference != "none":
-        if not _has_rationale(recipe):
+        if not has_rationale(recipe):
             parts.append("Closed answers were generated without a rationale and are compared without the reference's.")
         parts.append(
             "The shuffled floor scores each response against another persona's reference to the same item; the gain is "

@@ -1,175 +1,236 @@
-"""The finetune stage: dataset/train and validation → adapter/, by LoRA under Ray Train.
+"""The finetune stage: dataset/train and validation → adapter/, or adapters/<name>/, by LoRA under Ray Train.
 
 A finished adapter of the same content is left as it is; other content is refused. A training that was interrupted goes
-on from its last checkpoint when the same recipe is run again. Knows Ray; the loop itself is `training.loop`.
+on from its last checkpoint when the same recipe is run again. Of several adapters as many are trained at once as the
+inventory holds, and one that fails leaves the others. Knows Ray; the loop itself is `training.loop`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ray.train import ScalingConfig
 
-from polypersona.errors import InfeasiblePlanError
 from polypersona.events import EventLog
-from polypersona.examples import load_examples
-from polypersona.fingerprint import digest_of
 from polypersona.models.location import TINY, is_hub_id, locate_model
+from polypersona.models.shapes import load_shape
+from polypersona.planned_training import Found, Planned
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
+from polypersona.roster import ALONE, Member, build_roster, has_several
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scheduling.machines import Decision, Inventory
-from polypersona.scheduling.policy import choose_dtype, choose_quantization, plan_training
+from polypersona.scheduling.machines import Inventory
+from polypersona.scheduling.micro_batches import hardware_of, known_micro_batch, remember_micro_batch
+from polypersona.scheduling.training_pace import LEAST_STEPS, TrainingPace, pace_parts, remember_pace
+from polypersona.scheduling.training_plan import RowSizes, TrainPlan, plan_training
 from polypersona.storage import RunDirectory, load_run, update_run
+from polypersona.sweep import train_several
 from polypersona.training.artifacts import build_training
+from polypersona.training.choices import num_rows
 from polypersona.training.folder import (
     commit_adapter,
     drop_checkpoints,
     finished_training,
+    load_training,
     load_validation,
     summarise_training,
     training_content,
     training_rendering,
 )
 from polypersona.training.job import Outcome, TrainingJob
-from polypersona.training.sampling import num_steps
-from polypersona.worker_group import fit_workers
+from polypersona.worker_group import RESIZE_CHECK_S, fit_workers
 
-MAX_THREADS = 8
+# Decisions of a plan that a worker is told.
+_DECIDED = (
+    "dtype", "quantization", "threads", "micro_batch", "checkpointing", "optimizer", "attention", "keeps_freed",
+)  # fmt: skip
+# Trainings side by side remember in the same files.
+_REMEMBERING = threading.Lock()
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Train the recipe's adapter unless it is there already, and return a summary.
+    """Train the recipe's adapters unless they are there already, and return a summary.
 
     Raises:
-        DatasetError, StorageError: the dataset stage has not run.
+        DatasetError, StorageError: the dataset stage has not run, or has nothing for an adapter.
         ModelError: the base model cannot be loaded or trained.
         RecipeChangedError: the run directory holds an adapter of other content.
         InfeasiblePlanError: the workers asked for do not fit.
-        RunFailedError: training failed more often than the recipe allows.
+        RunFailedError: training failed more often than the recipe allows; of several adapters the others are there.
     """
-    if recipe.model.adapter != "run":
+    if recipe.model.adapter != ALONE:
         return {"skipped": True, "reason": f"model.adapter is {recipe.model.adapter!r}"}
-    run_directory = RunDirectory.at(recipe.location)
-    content = training_content(recipe, run_directory)
-    precision = _frozen_precision(recipe, run_directory)
-    if precision is not None:
-        finished = finished_training(run_directory, {**content, **precision})
-        if finished is not None:
-            if "finetune" not in load_run(run_directory).get("stages", {}):  # killed between the adapter and this
-                update_run(run_directory, {"stages": {"finetune": summarise_training(finished, is_skipped=False)}})
-            return summarise_training(finished, is_skipped=True)
-    inventory = start_ray(recipe.cluster.limits)
-    training = _train(recipe, run_directory, content, precision, inventory)
-    summary = summarise_training(training, is_skipped=False)
-    update_run(run_directory, {"stages": {"finetune": summary}})
+    directory = RunDirectory.at(recipe.location)
+    frozen = load_run(directory).get("plan", {}).get("finetune", {})
+    if has_several(recipe):
+        frozen = frozen.get("adapters", {})
+        found = [_find(one, directory, frozen.get(one.name, {})) for one in build_roster(recipe)]
+        return train_several(recipe, directory, found, _plan, _train)
+    [member] = build_roster(recipe)
+    only = _find(member, directory, frozen)
+    if only.training is not None:
+        if "finetune" not in load_run(directory).get("stages", {}):  # killed between the adapter and this
+            update_run(directory, {"stages": {"finetune": summarise_training(only.training, is_skipped=False)}})
+        return summarise_training(only.training, is_skipped=True)
+    planned = _plan(only, directory, start_ray(recipe.cluster.limits))
+    update_run(directory, {"plan": {"finetune": planned.as_json}})
+    summary = summarise_training(_train(planned, directory), is_skipped=False)
+    update_run(directory, {"stages": {"finetune": summary}})
     return summary
 
 
-def _train(
-    recipe: Recipe,
-    run_directory: RunDirectory,
-    content: Mapping[str, Any],
-    precision: Mapping[str, str] | None,
-    inventory: Inventory,
-) -> dict[str, Any]:
-    scaling, plan = _plan(recipe, inventory)
-    if precision is None:
-        precision, reasons = _choose_precision(recipe, inventory)
-        plan.update(reasons)
-    content = {**content, **precision}
-    fingerprint = digest_of(content)
-    job = _build_job(recipe, content, plan["threads"])
-    update_run(run_directory, {"plan": {"finetune": {**plan, **precision}}})
-    events = EventLog(run_directory, "finetune")
-    events.write("training_planned", fingerprint=fingerprint, plan={**plan, **precision})
-    num_examples = len(load_examples(run_directory, "train"))
-    steps = num_steps(num_examples, job.settings.global_batch, job.settings.epochs)
-    result = fit_workers(recipe, run_directory, job, fingerprint, scaling, steps)
-    outcome = Outcome(**result.return_value)
-    facts = {
-        "preset": recipe.finetune.preset,
-        "num_examples": num_examples,
-        "num_validation": len(load_validation(run_directory)),
-        "is_on_gpu": scaling.use_gpu,
-        "rendering": training_rendering(recipe, run_directory),
-    }
-    training = build_training(job, outcome, content, fingerprint, facts)
-    with result.checkpoint.as_directory() as folder:
-        training = commit_adapter(run_directory, Path(folder), training)
-    events.write("adapter_committed", fingerprint=fingerprint, adapter_hash=training["adapter_hash"])
-    drop_checkpoints(run_directory)
-    return training
-
-
-def _frozen_precision(recipe: Recipe, run_directory: RunDirectory) -> dict[str, str] | None:
-    """Return the precision this run trains in: the recipe's, else what `auto` was resolved to at its first start."""
-    frozen = load_run(run_directory).get("plan", {}).get("finetune", {})
-    asked = {"model.dtype": recipe.model.dtype, "model.quantization": recipe.model.quantization}
+def _find(member: Member, directory: RunDirectory, frozen: Mapping[str, Any]) -> Found:
+    """Return what there is of an adapter; `frozen` is its plan as an earlier start wrote it down."""
+    content = training_content(member.recipe, directory, member.scope)
+    model = member.recipe.model
+    asked = {"model.dtype": model.dtype, "model.quantization": model.quantization}
     resolved = {name: frozen.get(name) if value == "auto" else value for name, value in asked.items()}
-    return {name: str(value) for name, value in resolved.items()} if all(resolved.values()) else None
+    if not all(resolved.values()):
+        return Found(member, content, None, None)
+    precision = {name: str(value) for name, value in resolved.items()}
+    content = {**content, **precision}
+    return Found(member, content, precision, finished_training(directory, content, member.folder))
 
 
-def _choose_precision(recipe: Recipe, inventory: Inventory) -> tuple[dict[str, str], dict[str, str]]:
-    """Decide precision and quantisation for training, whatever engine generates later; the second part are reasons."""
-    asked = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"engine": "packed"})})
-    dtype, quantization = choose_dtype(asked, inventory), choose_quantization(asked, inventory)
-    return (
-        {"model.dtype": dtype.value, "model.quantization": quantization.value},
-        {"dtype_reason": dtype.reason, "quantization_reason": quantization.reason},
-    )
-
-
-def _plan(recipe: Recipe, inventory: Inventory) -> tuple[ScalingConfig, dict[str, Any]]:
-    """Return Ray's scaling and the plan as JSON values, reasons included.
+def _plan(found: Found, directory: RunDirectory, inventory: Inventory) -> Planned:
+    """Settle how an adapter is trained.
 
     Raises:
         InfeasiblePlanError: the workers do not divide the global batch, or do not fit.
     """
-    asked = recipe.finetune.workers
-    plan = plan_training(recipe, inventory)
-    workers: Decision[int] = plan.workers
-    if asked != "auto" and workers.value != asked:
-        batch = finetune_settings(recipe.finetune).global_batch
-        raise InfeasiblePlanError(
-            f"finetune.workers: {asked} workers do not divide the global batch of {batch} examples.",
-            f"Use {workers.value} workers, or change finetune.batch_size or finetune.accumulation.",
-        )
-    uses_gpu = plan.gpus_per_worker > 0
-    available = len(inventory.gpus) if uses_gpu else int(inventory.cpus)
-    if workers.value > available:
-        raise InfeasiblePlanError(
-            f"finetune.workers: {workers.value} workers need as many CPUs; {inventory.source} has {available}.",
-            f"Use {max(1, available)} workers or fewer, or add nodes.",
-        )
-    threads = (
-        1 if uses_gpu else max(1, min(MAX_THREADS, int(min(node.cpus for node in inventory.nodes)) // workers.value))
+    member, model = found.member, found.member.recipe.model
+    examples, settings = load_training(directory, member.scope), finetune_settings(member.recipe.finetune)
+    parts = _memory_parts(member.recipe, found.content, inventory)
+    plan = plan_training(
+        member.recipe,
+        inventory,
+        shape=load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code),
+        rows=None if settings.loss == "options" else RowSizes.bound(example.messages for example in examples),
+        most_micro_batch=known_micro_batch(parts),
+        frozen=found.precision,
     )
-    resources = {"CPU": float(threads), **({"GPU": 1.0} if uses_gpu else {})}
-    scaling = ScalingConfig(num_workers=workers.value, use_gpu=uses_gpu, resources_per_worker=resources)
-    return scaling, {
-        "workers": workers.value,
-        "workers_reason": workers.reason,
-        "gpus_per_worker": plan.gpus_per_worker,
-        "threads": threads,
-        "batch_size": plan.batch_size,
-        "accumulation": plan.accumulation,
+    precision = {"model.dtype": plan.dtype.value, "model.quantization": plan.quantization.value}
+    job = _build_job(member.recipe, plan)
+    return Planned(
+        member=member,
+        content={**found.content, **precision},
+        plan=plan,
+        precision=precision,
+        job=job,
+        num_examples=len(examples),
+        num_rows=num_rows(examples, job.settings.loss, job.seed),
+        memory_parts=parts,
+    )
+
+
+def _memory_parts(recipe: Recipe, content: Mapping[str, Any], inventory: Inventory) -> dict[str, Any]:
+    """Return what the rows that memory holds at once depend on."""
+    settings = finetune_settings(recipe.finetune)
+    return {
+        "hardware": hardware_of(inventory),
+        "base": content["base"],
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+        "rank": settings.rank,
+        "max_length": settings.max_length,
+        "loss": settings.loss,
     }
 
 
-def _build_job(recipe: Recipe, content: Mapping[str, Any], threads: int) -> TrainingJob:
+def _build_job(recipe: Recipe, plan: TrainPlan) -> TrainingJob:
     location = locate_model(recipe.model.base)
     by_name = recipe.model.base == TINY or is_hub_id(location)
+    decided: dict[str, Any] = {name: getattr(plan, name).value for name in _DECIDED}
     return TrainingJob(
         model=recipe.model.base if by_name else location,
         base_name=recipe.model.base if by_name else location,
         settings=finetune_settings(recipe.finetune),
         seed=recipe.seed,
-        dtype=content["model.dtype"],
-        quantization=content["model.quantization"],
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
-        threads=threads,
+        **decided,
+    )
+
+
+def _scaling(plan: TrainPlan) -> ScalingConfig:
+    workers, least = plan.workers.value, plan.least_workers.value
+    uses_gpu = plan.gpus_per_worker > 0
+    return ScalingConfig(
+        num_workers=workers if least == workers else (least, workers),
+        use_gpu=uses_gpu,
+        resources_per_worker={
+            "CPU": plan.cpus_per_worker,
+            **({"GPU": float(plan.gpus_per_worker)} if uses_gpu else {}),
+            **({"memory": float(plan.memory_bytes)} if plan.memory_bytes and not uses_gpu else {}),
+        },
+        label_selector=dict(plan.selector) or None,
+        elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+    )
+
+
+def _train(planned: Planned, directory: RunDirectory, board: Any = None) -> dict[str, Any]:
+    """Train one adapter to the end and commit it; may run in a thread beside others, and touches no run.json."""
+    member, scaling, fingerprint = planned.member, _scaling(planned.plan), planned.fingerprint
+    events = EventLog(directory, "finetune" if member.name == ALONE else f"finetune-{member.name}")
+    events.write("training_planned", adapter=member.name, fingerprint=fingerprint, plan=planned.as_json)
+    result = fit_workers(
+        member,
+        directory,
+        planned.job,
+        fingerprint,
+        scaling,
+        planned.steps,
+        board,
+        remember=lambda micro_batch, reason: _remember(planned, micro_batch, reason, events),
+    )
+    facts = {
+        "adapter": member.name,
+        "scope": member.scope.text,
+        "preset": member.recipe.finetune.preset,
+        "num_examples": planned.num_examples,
+        "num_validation": len(load_validation(directory, member.scope)),
+        "is_on_gpu": scaling.use_gpu,
+        "rendering": training_rendering(member.recipe, directory),
+        "plan": planned.as_json,
+    }
+    outcome = Outcome(**result.return_value)
+    training = build_training(planned.job, outcome, planned.content, fingerprint, facts)
+    with result.checkpoint.as_directory() as folder:
+        training = commit_adapter(directory, Path(folder), training, member.folder)
+    events.write(
+        "adapter_committed", adapter=member.name, fingerprint=fingerprint, adapter_hash=training["adapter_hash"]
+    )
+    drop_checkpoints(directory, member.checkpoints)
+    _remember_pace(planned, outcome, training, events)
+    return training
+
+
+def _remember_pace(planned: Planned, outcome: Outcome, training: Mapping[str, Any], events: EventLog) -> None:
+    """Keep how fast it was, for `plan`; an attempt that only ended an earlier one says nothing."""
+    num_rows = planned.num_rows * planned.job.settings.epochs
+    if outcome.first_step or not training["tokens_per_s"] or outcome.steps < LEAST_STEPS:
+        return
+    pace = TrainingPace(training["tokens_per_s"], outcome.tokens / num_rows, datetime.now(UTC).date().isoformat())
+    parts = pace_parts(planned.member.recipe, planned.plan, planned.memory_parts["hardware"])
+    with _REMEMBERING:
+        file = remember_pace(parts, pace)
+    events.write("pace_remembered", adapter=planned.member.name, file=file)
+
+
+def _remember(planned: Planned, micro_batch: int, reason: str, events: EventLog) -> None:
+    """Keep what memory was found to hold for the next training on this hardware."""
+    date = datetime.now(UTC).date().isoformat()
+    with _REMEMBERING:
+        file = remember_micro_batch(planned.memory_parts, micro_batch, reason, date)
+    events.write(
+        "micro_batch_remembered",
+        adapter=planned.member.name,
+        micro_batch=micro_batch,
+        hardware=planned.memory_parts["hardware"],
+        reason=reason,
+        file=file,
     )

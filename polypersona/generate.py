@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polypersona import driver
+from polypersona.adapter_choice import choose_adapters, frozen_choice
 from polypersona.attempts import FOLDER as ATTEMPTS
-from polypersona.content import content_parts, extend_ledger, fingerprint_of, refuse_changes
-from polypersona.engines.settings import Weights, locate_weights, refuse_unsupported
+from polypersona.content import content_parts, extend_ledger, fingerprint_of, kept_parts, refuse_changes
+from polypersona.engines.settings import Weights, base_shape, locate_weights, refuse_unsupported
 from polypersona.errors import PolypersonaError, RunFailedError
 from polypersona.ledger import Ledger, committed_shards, ledger_from, shard_name
 from polypersona.population import Population, item_hashes, load_population, panel_digests
@@ -33,8 +34,13 @@ from polypersona.storage import RunDirectory, load_run, update_run
 _log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+def run(recipe: Recipe, population: Population | None = None, weights: Weights | None = None) -> dict[str, Any]:
     """Answer every cell that is not answered yet.
+
+    Args:
+        recipe: where and how.
+        population: who is asked what; the recipe's own unless given.
+        weights: what answers; the recipe's own unless given.
 
     Returns:
         A summary: `run`, `fingerprint`, `shards`, `planned`, `committed`, `quarantined`, `answered` (by this call),
@@ -49,9 +55,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
     begin = time.monotonic()
     refuse_unsupported(recipe)
     directory = RunDirectory.at(recipe.location)
-    population = load_population(recipe, directory)
-    weights = locate_weights(recipe, directory)
+    population = population or load_population(recipe, directory)
+    weights = weights or locate_weights(recipe, directory)
     stored = load_run(directory)
+    weights = choose_adapters(recipe, weights, population, stored.get("frozen", {}))
     started = _start(recipe, stored, directory, population, weights)
     pending = sorted(set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint))
     if pending:
@@ -89,8 +96,10 @@ def _start(
     is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))
     frozen, plan = stored.get("frozen", {}), stored.get("plan", {})
     if is_first:
-        decided = plan_generation(recipe, start_ray(recipe.cluster.limits), weight_bytes=weights.model_bytes)
+        inventory = start_ray(recipe.cluster.limits)
+        decided = plan_generation(recipe, inventory, weight_bytes=weights.model_bytes, shape=base_shape(recipe))
         frozen, plan = freeze_plan(recipe, decided), {**plan, "generate": asdict(decided)}
+    frozen = {**frozen, **frozen_choice(weights, {} if is_first else frozen)}
     parts = content_parts(recipe, frozen, weights, population)
     if is_first:
         panel = panel_digests(population.personas, [len(population.personas)])[len(population.personas)]
@@ -105,7 +114,10 @@ def _start(
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "fingerprint": fingerprint,
-        "content": {"parts": parts, "items": {**items, **item_hashes(population)}},
+        "content": {
+            "parts": {**kept_parts(stored, is_first=is_first), **parts},
+            "items": {**items, **item_hashes(population)},
+        },
         "frozen": frozen,
         "plan": plan,
         "ledger": ledger.as_json(population.asked),

@@ -84,7 +84,8 @@ def item_hash(item: Item) -> str:
     wording = (item.item_id, item.variant, item.domain, item.response_type, item.stem, item.options, item.codes)
     meaning = (item.scale, item.reverse, item.construct, sorted(item.missing.items()))
     routing = [[gate.item_id, *sorted(gate.codes)] for gate in item.asked_if]
-    return digest(json.dumps([*wording, *meaning, *([sorted(routing)] if routing else [])]))
+    later = [*([sorted(routing)] if routing else []), *([{"shown": item.shown}] if item.shown else [])]
+    return digest(json.dumps([*wording, *meaning, *later]))
 
 
 def _is_wanted(item: Item, instrument: InstrumentRecipe) -> bool:

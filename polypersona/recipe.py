@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from polypersona.errors import RecipeError, nearest
 from polypersona.location import join_location
 from polypersona.recipe_sections import (
     AttributeMapping,
+    Bounds,
     Change,
     ClusterRecipe,
     DatasetRecipe,
@@ -52,7 +53,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sampled_panel_has_a_size(self) -> Recipe:
-        if self.panel.source == "sampled" and self.panel.size is None:
+        is_idle = self.dataset.survey.codebook is not None and self.generate.on == "test"
+        if self.panel.source == "sampled" and self.panel.size is None and not is_idle:
             raise ValueError("panel.size is missing: a sampled panel needs one, 433 in the paper")
         return self
 
@@ -121,7 +123,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 # What pydantic adds to the path of a value where several types are allowed.
-_BRANCH = re.compile(r"AttributeMapping|str|list\[str\]|constrained-int|literal\['auto'\]|\[key\]")
+_BRANCH = re.compile(r"AttributeMapping|Bounds|str|list\[str\]|constrained-int|literal\['auto'\]|\[key\]")
 
 
 def _recipe_error(error: ValidationError, where: str) -> RecipeError:
@@ -163,6 +165,15 @@ def _lowered(message: str) -> str:
 def _known_keys(location: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in location:
+        if part.isdigit():  # a place in a list of sections
+            continue
         field = model.model_fields.get(part) if _is_section(model) else None
-        model = field.annotation if field is not None else AttributeMapping if part == "AttributeMapping" else None
+        named = {"AttributeMapping": AttributeMapping, "Bounds": Bounds}.get(part)
+        model = named if field is None else _section_of(field.annotation)
     return list(model.model_fields) if _is_section(model) else []
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section in an annotation such as `list[Section]` or `Section | None`, else the annotation."""
+    parts = [annotation, *get_args(annotation)]
+    return next((part for part in parts if _is_section(part)), annotation)

@@ -9,13 +9,30 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from polypersona.location import check_api_root, mask_all
 from polypersona.records import ResponseType
 
 Change = Literal["content", "extension", "speed"]
 AutoCount = Literal["auto"] | Annotated[int, Field(ge=1)]
+WorkerCount = AutoCount | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+# What an adapter's answers to validation rows are scored by while it is trained; `metrics.catalogue` defines each.
+VALIDATION_METRICS = (
+    "exact_agreement", "near_agreement", "quadratic_kappa", "stance_agreement", "validity", "bleu", "rouge1", "rougeL",
+)  # fmt: skip
+BestMetric = Literal[
+    "loss", "exact_agreement", "near_agreement", "quadratic_kappa", "stance_agreement", "validity", "bleu", "rouge1",
+    "rougeL",
+]  # fmt: skip
 
 
 def change(kind: Change) -> Any:
@@ -66,10 +83,34 @@ class InstrumentRecipe(Section):
     show_options: Literal["labels", "letters", "none"] = "labels"
 
 
+class SurveyRecipe(Section):
+    """How coded answers of people become examples: `dataset.source` is their file, `codebook` says what it means.
+
+    `items` are tuned on, all closed ones where none is named; `withheld` ones are asked of the held-out respondents
+    only. `attributes` are the demographics a card shows, by column or by name on the card, all where none is named;
+    `bands` has, by attribute, where the bands begin in which a card shows a number (`age: [18, 30, 45, 60]`).
+    """
+
+    codebook: str | None = None
+    items: list[str] = Field(default_factory=list)
+    withheld: list[str] = Field(default_factory=list)
+    attributes: list[str] = Field(default_factory=list)
+    bands: dict[str, list[int]] = Field(default_factory=dict)
+
+    @field_validator("bands")
+    @classmethod
+    def _rises(cls, bands: dict[str, list[int]]) -> dict[str, list[int]]:
+        for name, starts in bands.items():
+            if not starts or starts != sorted(set(starts)):
+                raise ValueError(f"the bands of {name!r} are a rising list of whole numbers, where each begins")
+        return bands
+
+
 class DatasetRecipe(Section):
     """The examples an adapter is tuned on and scored against."""
 
     source: str | None = None
+    survey: SurveyRecipe = SurveyRecipe()
     teacher: str = "rules"
     records: int = Field(default=3568, ge=10)
     split_by: Literal["persona", "item", "both", "neither"] = "persona"
@@ -94,10 +135,24 @@ class ModelRecipe(Section):
     trust_remote_code: bool = False
 
 
-class FinetuneRecipe(Section):
-    """How the adapter is tuned. A field left out has its preset's value (`finetune_settings`)."""
+class Bounds(Section):
+    """A number from `min` to `max`, both included; one of them may be left out."""
 
-    preset: Literal["paper", "tiny"] = "paper"
+    min: float | None = None
+    max: float | None = None
+
+    @field_validator("max")
+    @classmethod
+    def _is_not_below_the_min(cls, most: float | None, info: ValidationInfo) -> float | None:
+        least = info.data.get("min")
+        if most is not None and least is not None and most < least:
+            raise ValueError(f"the max is below the min of {least:g}")
+        return most
+
+
+class TunedRecipe(Section):
+    """The hyper-parameters of an adapter."""
+
     epochs: float | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
     rank: int | None = Field(default=None, ge=1)
@@ -106,8 +161,71 @@ class FinetuneRecipe(Section):
     batch_size: int | None = Field(default=None, ge=1)
     accumulation: int | None = Field(default=None, ge=1)
     max_length: int | None = Field(default=None, ge=32)
-    workers: Annotated[AutoCount, change("speed")] = "auto"
+
+
+class AdapterRecipe(TunedRecipe):
+    """One of several adapters: its part of the dataset, its base, its own hyper-parameters; the rest is the run's."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    domains: list[str] = Field(default_factory=list)
+    personas: dict[str, list[str] | Bounds] = Field(default_factory=dict)
+    base: str | None = None
+    revision: str | None = None
+
+
+class SweepRecipe(Section):
+    """Adapters as a cross product: one for each combination of the values that are named."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    base: list[str] = Field(default_factory=list)
+    domains: list[list[str]] = Field(default_factory=list)
+    personas: list[dict[str, list[str] | Bounds]] = Field(default_factory=list)
+    epochs: list[float] = Field(default_factory=list)
+    learning_rate: list[float] = Field(default_factory=list)
+    rank: list[int] = Field(default_factory=list)
+    alpha: list[int] = Field(default_factory=list)
+    dropout: list[float] = Field(default_factory=list)
+
+
+class FinetuneRecipe(TunedRecipe):
+    """How the adapter is tuned. A field left out has its preset's value (`finetune_settings`).
+
+    With `adapters` or `sweep` the run has several, each for its own part of the dataset; `choose` picks among those
+    that are for the same domains and personas.
+
+    An adapter is validated every `validate_steps`, at each epoch's end where that is null: its loss on all rows, and
+    scores of its answers to `validation_rows` of them. `best_metric` decides which step's adapter is kept, the last
+    one's where it is null; after `patience` validations without a better one training stops. `workers` may be a pair
+    [least, most]: training then goes on with fewer where nodes leave, and with more where they come.
+    """
+
+    preset: Literal["paper", "tiny"] = "paper"
+    loss: Literal["tokens", "options"] | None = None
+    adapters: Annotated[list[AdapterRecipe], change("extension")] = Field(default_factory=list)
+    sweep: Annotated[SweepRecipe | None, change("extension")] = None
+    choose: Annotated[Literal["eval_loss"] | None, change("extension")] = None
+    validation_rows: int | None = Field(default=None, ge=0)
+    validate_steps: int | None = Field(default=None, ge=1)
+    best_metric: BestMetric | None = None
+    patience: int | None = Field(default=None, ge=1)
+    workers: Annotated[WorkerCount, change("speed")] = "auto"
     max_failures: Annotated[int, change("speed")] = Field(default=2, ge=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _is_a_range(cls, workers: WorkerCount) -> WorkerCount:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError("a range of workers is [least, most], the least first")
+        return workers
+
+    @model_validator(mode="after")
+    def _patience_has_a_metric(self) -> FinetuneRecipe:
+        if self.patience is not None and self.best_metric is None:
+            raise ValueError("patience needs best_metric: name what is to improve")
+        return self
 
 
 class EndpointRecipe(Section):
@@ -141,13 +259,16 @@ class EndpointRecipe(Section):
 
 
 class GenerateRecipe(Section):
-    """How the cells are answered."""
+    """How the cells are answered. `persona: hidden` leaves the card out of every prompt: the control run of a score."""
 
     on: Literal["panel", "test"] = "panel"
+    persona: Literal["shown", "hidden"] = "shown"
     engine: Literal["packed", "vllm", "endpoint", "rules", "fake"] = "packed"
     closed: Literal["score", "text"] = "score"
     rationale: bool = False
     context: Literal["none", "previous"] = "none"
+    adapters: Annotated[dict[str, str | list[str]], change("extension")] = Field(default_factory=dict)
+    without_adapter: Annotated[Literal["error", "base"], change("extension")] = "error"
     order: Literal["fixed", "random"] = "fixed"
     calibration: Literal["none", "permute", "content_free"] = "none"
     temperature: float = Field(default=0.8, ge=0)
@@ -179,10 +300,16 @@ class EvaluateRecipe(Section):
 
 
 class ClusterRecipe(Section):
-    """What of the cluster a run may use. Limits are totals by Ray resource name; prices are per hour."""
+    """What of the cluster a run may use. Limits are totals by Ray resource name; prices are per hour.
+
+    `policy` says what planning may change where memory is short or to spare: `adaptive` all that is no content, `fixed`
+    nothing that the recipe says, `fit` as adaptive within `memory_gb` (2³⁰ bytes) of each worker's and actor's memory.
+    """
 
     limits: Annotated[dict[str, float], change("speed")] = Field(default_factory=dict)
     prices: Annotated[dict[str, float], change("speed")] = Field(default_factory=dict)
+    policy: Annotated[Literal["adaptive", "fixed", "fit"], change("speed")] = "adaptive"
+    memory_gb: Annotated[float | None, change("speed")] = Field(default=None, gt=0)
 
     @field_validator("limits")
     @classmethod
@@ -200,11 +327,18 @@ class ClusterRecipe(Section):
             raise ValueError("a price per hour is a number from 0")
         return prices
 
+    @model_validator(mode="after")
+    def _fits_into_something(self) -> ClusterRecipe:
+        if (self.policy == "fit") != (self.memory_gb is not None):
+            raise ValueError("policy: fit and memory_gb belong together: set both or neither")
+        return self
+
 
 class FinetuneSettings(Section):
     """The hyper-parameters a preset and the recipe's own values resolve to.
 
-    `batch_size` × `accumulation` is the global batch, whatever the number of workers.
+    `batch_size` × `accumulation` is the global batch, whatever the number of workers. `loss` is on the answer's tokens,
+    or on the choice among a closed item's options as generation scores it.
     """
 
     epochs: float
@@ -218,7 +352,12 @@ class FinetuneSettings(Section):
     weight_decay: float = 1e-3
     warmup_ratio: float = 0.03
     max_grad_norm: float = 0.3
+    loss: Literal["tokens", "options"] = "tokens"
     scheduler: Literal["cosine"] = "cosine"
+    validation_rows: int = 64
+    validate_steps: int | None = None
+    best_metric: BestMetric | None = None
+    patience: int | None = None
 
     @property
     def global_batch(self) -> int:

@@ -63,7 +63,8 @@ class Item:
     `options` are the labels in scale order, low to high on what the stem says; `codes` are their survey
     codes (1…K unless the instrument says otherwise). `reverse` is true where agreeing with the stem means
     less of the construct. `missing` maps a missing code to its label. `asked_if` are gates that must all
-    hold; an item without any is always asked.
+    hold; an item without any is always asked. `shown` is the order in which prompts show the options, as indices; empty
+    is their own.
     """
 
     item_id: str
@@ -79,6 +80,7 @@ class Item:
     missing: Mapping[int, str] = field(default_factory=dict)
     variant: str = ""
     asked_if: tuple[Gate, ...] = ()
+    shown: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.codes:

@@ -200,10 +200,15 @@ def _reference(stored: Mapping[str, Any], show: ShowOptions, *, has_rationale: b
 
 def rotation(persona_ids: Iterable[str], seed: int) -> dict[str, str]:
     """Return for each persona another one: the next in an order shuffled by the seed. Empty for fewer than two."""
-    order = sorted(persona_ids, key=lambda persona_id: digest(seed, "shuffled", persona_id))
+    order = sorted(persona_ids, key=lambda persona_id: rotation_place(persona_id, seed))
     if len(order) < 2:
         return {}
     return dict(zip(order, [*order[1:], order[0]], strict=True))
+
+
+def rotation_place(persona_id: str, seed: int) -> str:
+    """Return by what a rotation sorts a persona: neighbours in this order are compared with the same reference."""
+    return digest(seed, "shuffled", persona_id)
 
 
 def dataset_items(examples: Iterable[Example]) -> tuple[Item, ...]:

@@ -51,7 +51,7 @@ def build_shard_rows(
     cells: Sequence[AskedCell],
     answers: Sequence[tuple[Answer, int]],
     *,
-    adapter: str,
+    adapter: str | Sequence[str],
     shows_options: bool,
 ) -> ShardRows:
     """Return the rows of a shard.
@@ -60,7 +60,7 @@ def build_shard_rows(
         shard: its number.
         cells: what was asked.
         answers: each cell's answer, and how often it was asked.
-        adapter: who answered.
+        adapter: who answered, all of them or each.
         shows_options: whether prompts show the options.
 
     Raises:
@@ -97,7 +97,7 @@ def build_shard_rows(
         "prompt_tokens": prompts,
         "reused_prompt_tokens": reused,
         "new_tokens": new,
-        "adapter": pa.repeat(adapter, len(cells)),
+        "adapter": pa.repeat(adapter, len(cells)) if isinstance(adapter, str) else adapter,
         "seed": seeds,
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), len(cells)),
     }

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polypersona import driver
+from polypersona.adapter_choice import choose_adapters
 from polypersona.content import content_parts, refuse_changes
 from polypersona.engines.settings import Weights, locate_weights, refuse_unsupported
 from polypersona.errors import RecipeError, RunFailedError, StorageError
@@ -111,7 +112,7 @@ def _ask_again(
 ) -> None:
     refuse_unsupported(recipe)
     population = load_population(recipe, directory)
-    weights = locate_weights(recipe, directory)
+    weights = choose_adapters(recipe, locate_weights(recipe, directory), population, stored["frozen"])
     _refuse_other_content(recipe, directory, stored, population, weights)
     driver.refuse_smaller(ledger, pending, population, directory)
     update_run(directory, {"stages": {"retry": {"state": "begun", "round": round_}}})

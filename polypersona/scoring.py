@@ -8,7 +8,7 @@ no Ray.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -19,19 +19,24 @@ import pyarrow as pa
 from polypersona.errors import StorageError
 from polypersona.metrics.base import IntArray, Metric, Pair, is_agreement
 from polypersona.metrics.distinct import Distinct, NgramSet, fold_of
-from polypersona.metrics.sums import Block, GroupKey, Layout, Sums, group_labels
+from polypersona.metrics.sums import Block, GroupKey, Kind, Layout, Sums, group_labels
+from polypersona.metrics.table import Row
 from polypersona.records import Item
 from polypersona.references import Reference, References
 
-COLUMNS = ("persona_id", "item_id", "variant", "domain", "response_type", "text", "code", "disposition")
+COLUMNS = ("persona_id", "item_id", "variant", "domain", "response_type", "text", "code", "disposition", "adapter")
 MAX_REMEMBERED_PAIRS = 20_000
+NO_ADAPTER = "none"
 
 How = Literal["measure", "chance"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is scored with. Picklable; the same in every process."""
+    """What a run is scored with. Picklable; the same in every process.
+
+    `subgroups` are each persona's, `model` is who answers where no adapter does.
+    """
 
     metrics: tuple[Metric, ...]
     set_metrics: tuple[Distinct, ...]
@@ -39,6 +44,8 @@ class Settings:
     references: References | None
     seed: int
     num_replicates: int
+    subgroups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model: str = "model"
 
     @cached_property
     def layout(self) -> Layout:
@@ -47,15 +54,23 @@ class Settings:
             self.metrics, self.references is not None, self.references is not None and self.references.has_retest
         )
 
+    def label_of(self, adapter: str) -> str:
+        """Return how a table names who answered."""
+        return self.model if adapter in ("", NO_ADAPTER) else f"{self.model} + {adapter}"
+
 
 @dataclass
 class Partial:
-    """Statistics of some shards: sums, sets of n-grams, and rows by disposition. `variants` counts rows left out."""
+    """Statistics of some shards: sums, sets of n-grams, and rows by disposition. `variants` counts rows left out.
+
+    `persona_rows` are the finished rows of what looks at whole personas, by kind of group.
+    """
 
     sums: Sums
     ngrams: dict[tuple[str, bool, GroupKey], NgramSet] = field(default_factory=dict)
     dispositions: Counter[str] = field(default_factory=Counter)
     variants: int = 0
+    persona_rows: dict[Kind, list[Row]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, settings: Settings) -> Partial:
@@ -94,20 +109,42 @@ class Scorer:
         """
         rows = table.select(list(COLUMNS)).to_pylist()
         self.partial.dispositions.update(row["disposition"] for row in rows)
-        items = [row for row in rows if not row["variant"]]
-        self.partial.variants += len(rows) - len(items)
-        scored = [row for row in items if row["disposition"] != "not_asked"]
+        scored = scored_rows(rows)
+        self.partial.variants += sum(1 for row in rows if row["variant"])
         if not scored:
             return
         personas = [row["persona_id"] for row in scored]
-        labels = group_labels(*([row[name] for row in scored] for name in ("domain", "response_type", "item_id")))
+        models = [self.settings.label_of(row["adapter"]) for row in scored]
+        domains, types, items = ([row[name] for row in scored] for name in ("domain", "response_type", "item_id"))
+        labels = group_labels(domains, types, items, models)
         pairs = [self._pair(row) for row in scored]
-        self.partial.sums.add(self._rows(pairs, personas), personas, labels)
+        measured = self._rows(pairs, personas)
+        self.partial.sums.add(measured, personas, labels)
+        self.partial.sums.add_subgroups(measured, personas, self.settings.subgroups)
         folds = [fold_of(persona) for persona in personas]
         for kind, group in labels.items():
             for label in sorted(set(group)):
                 chosen = [index for index, name in enumerate(group) if name == label]
                 self._collect([pairs[index] for index in chosen], [folds[index] for index in chosen], (kind, label))
+
+    def measure_rows(self, rows: Sequence[Mapping[str, Any]]) -> IntArray:
+        """Return the statistics of scored rows, shape (num_rows, layout.width), without adding them up."""
+        return self._rows([self._pair(row) for row in rows], [row["persona_id"] for row in rows])
+
+    def compared_texts(self, table: pa.Table) -> Iterator[tuple[str, str, str, str]]:
+        """Yield (item id, persona id, response, reference) of every pair of texts that `add` compares.
+
+        Against the cell's own reference, and against the shuffled floor's.
+        """
+        references = self.settings.references
+        if references is None:
+            return
+        for row in scored_rows(table.select(list(COLUMNS)).to_pylist()):
+            pair = self._pair(row)
+            floor = _against(pair, references.shuffled(row["persona_id"], row["item_id"]))
+            for texts in (pair.texts, floor.texts):
+                if texts is not None:
+                    yield row["item_id"], row["persona_id"], *texts
 
     def _pair(self, row: Mapping[str, Any]) -> Pair:
         item = self.settings.items.get(row["item_id"])
@@ -171,6 +208,11 @@ class Scorer:
             if compared:
                 expected = metric.collect([text for text, _ in compared], [fold for _, fold in compared])
                 self.partial._unite((metric.name, True, group), expected)
+
+
+def scored_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that are scored: of the items as they are, and asked."""
+    return [row for row in rows if not row["variant"] and row["disposition"] != "not_asked"]
 
 
 def _key(pair: Pair) -> tuple[Hashable, ...]:

@@ -27,9 +27,12 @@ import pyarrow as pa
 from polypersona import __version__
 from polypersona.answering import Task, answer_cells, build_cells, build_rows
 from polypersona.attempts import AttemptCounter, Attempts
+from polypersona.engines.adapter_engines import AdapterEngines
+from polypersona.engines.adapter_files import copy_folder
+from polypersona.engines.adapter_table import AdapterEntry
 from polypersona.engines.base import Engine, EngineSettings
 from polypersona.engines.registry import load_engine
-from polypersona.engines.settings import ADAPTER, Weights, copy_folder
+from polypersona.engines.settings import ADAPTER, Weights
 from polypersona.errors import PolypersonaError
 from polypersona.events import EventLog
 from polypersona.gates import Outcome
@@ -60,7 +63,8 @@ class Job:
     """Everything an actor needs. Picklable; the population is loaded where it is needed.
 
     `round` is 0, or the number of the retry that asks again what is quarantined. No shard is begun after `deadline`, in
-    seconds since the epoch. `where` gives the node this process runs on, `is_alive` whether a node is still there.
+    seconds since the epoch. `most_held` of several adapters are in memory at once. `where` gives the node this process
+    runs on, `is_alive` whether a node is still there.
     """
 
     run: RunDirectory
@@ -77,6 +81,7 @@ class Job:
     where: Callable[[], str] = no_node
     is_alive: Callable[[str], bool] = always_alive
     open_recorder: Callable[[], Recorder] = NullRecorder
+    most_held: int = 1
 
 
 class ShardActor:
@@ -237,12 +242,26 @@ class ShardActor:
     def _load(self, number: int) -> Engine:
         if self._engine is None:
             settings, weights = self._job.settings, self._job.weights
-            if weights.adapter_run is not None:
-                folder = copy_folder(weights.adapter_run, ADAPTER, Path(self._scratch.name))
-                settings = replace(settings, adapter=str(folder))
-            self._engine = load_engine(settings)
+            if weights.table is not None:
+                self._engine = AdapterEngines(settings, weights.table, self._job.most_held, self._adapter_folder)
+            elif weights.adapter_run is not None:
+                self._engine = load_engine(replace(settings, adapter=self._copied(ADAPTER)))
+            else:
+                self._engine = load_engine(settings)
             self._attempts.loaded(number)
         return self._engine
+
+    def _adapter_folder(self, entry: AdapterEntry) -> str:
+        """Return the local folder of one of several adapters."""
+        run = self._job.run
+        return str(run.local_path(entry.folder)) if run.is_local else self._copied(entry.folder)
+
+    def _copied(self, folder: str) -> str:
+        """Return a local copy of a folder of the run."""
+        target = Path(self._scratch.name)
+        if not (target / folder).exists():
+            copy_folder(self._job.run, folder, target)
+        return str(target / folder)
 
     def _unload(self) -> None:
         """Drop the engine: after a failure nothing is known of its state."""

@@ -93,10 +93,13 @@ def table(rows: Sequence[Row]) -> pa.Table:
 
 
 def write_shards(recipe: Recipe, rows: Sequence[Row], num_shards: int, folder: str = "responses") -> RunDirectory:
-    """Write the rows as shards of equal size, or fewer where there are not enough rows, and the run's record."""
+    """Write the rows as shards of whole personas, `num_shards` of them or a few less, and the run's record."""
     directory = RunDirectory.at(recipe.location)
     population = load_population(recipe, directory)
     frozen = {"shard_personas": recipe.generate.shard_personas}
+    people = list(dict.fromkeys(row["persona_id"] for row in rows))
+    size = -(-len(people) // num_shards)
+    shards = [frozenset(people[start : start + size]) for start in range(0, len(people), size)]
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "fingerprint": "f00d",
@@ -104,12 +107,12 @@ def write_shards(recipe: Recipe, rows: Sequence[Row], num_shards: int, folder: s
             "parts": content_parts(recipe, frozen, Weights(), population),
             "items": item_hashes(population),
         },
-        "ledger": extend_ledger(Ledger(recipe.generate.shard_personas), recipe, population).as_json(),
+        "ledger": extend_ledger(Ledger(size), recipe, population).as_json(),
     }
-    update_run(directory, record)
-    size = -(-len(rows) // num_shards)
-    for number, start in enumerate(range(0, len(rows), size)):
+    if folder == "responses":
+        update_run(directory, record)
+    for number, members in enumerate(shards):
         sink = io.BytesIO()
-        pq.write_table(table(rows[start : start + size]), sink)
+        pq.write_table(table([row for row in rows if row["persona_id"] in members]), sink)
         directory.write(f"{folder}/shard-{number:05d}-f00d.parquet", sink.getvalue())
     return directory

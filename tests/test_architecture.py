@@ -16,32 +16,36 @@ LAYERS = (
     ("local_files", "location"),
     ("polypersona", "errors", "object_store", "progress"),
     ("control_tokens", "extras", "parquet", "recipe_text", "records", "resources", "storage"),
-    ("recipe_sections",),
+    ("recipe_sections", "scopes"),
     ("recipe", "chatml", "coding", "fingerprint", "events", "gates", "telemetry"),
     ("bisection", "composition", "dataset_card", "interview", "lease", "ledger", "leaks", "panel", "record_files",
-     "scheduling", "shardfile", "simulator", "splits"),
+     "roster", "scheduling", "shardfile", "simulator", "splits"),
     ("attempts", "decoding", "domain_files", "history", "models", "pool_watch", "record_fields", "rounds",
      "shard_audit", "shared_path", "survey", "tickets"),
     ("questionbank", "engines", "metrics", "status", "verify"),
     ("examples", "response_table", "routing"),
-    ("merging", "population", "records_loader", "references", "submission", "teacher", "training", "units"),
-    ("annotation", "answering", "content", "scoring"),
-    ("measurement", "shard_store"),
+    ("merging", "population", "records_loader", "references", "respondents", "submission", "teacher", "training",
+     "units"),
+    ("adapter_choice", "annotation", "answering", "content", "dataset_options", "scoring"),
+    ("measurement", "persona_scores", "shard_store"),
     ("shard_actor",),
     ("shard_pool",),
-    ("driver", "worker_group"),
+    ("driver", "evaluation", "worker_group"),
+    ("planned_training", "side_by_side"),
+    ("sweep",),
     ("benchmark", "compare", "dataset", "finetune", "generate", "evaluate", "retry"),
-    ("report",),
+    ("bias", "report"),
     ("cli",),
     ("__main__",),
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
 MAY_IMPORT_RAY = {
-    "driver", "evaluate", "finetune", "pool_watch", "scheduling.inventory", "shard_pool", "shared_path", "telemetry",
-    "worker_group",
+    "driver", "evaluate", "evaluation.pool", "evaluation.paired", "finetune", "persona_scores", "pool_watch",
+    "scheduling.inventory", "shard_pool", "shared_path", "side_by_side",
+    "telemetry", "worker_group",
 }  # fmt: skip
-MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "worker_group", "metrics.bertscore")
+MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "worker_group", "metrics.bertscore", "metrics.encoder")
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400
 
@@ -132,16 +136,21 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 # Importing these reaches Ray or torch by design; everything else must stay light, through any chain of imports.
 HEAVY_IMPORTS = {
     "ray": {
-        "benchmark", "cli.job_server", "cli.plan", "driver", "evaluate", "finetune", "generate", "pool_watch", "retry",
-        "scheduling.inventory", "shard_pool", "shared_path", "worker_group",
+        "benchmark", "bias.battery", "cli.bias", "cli.job_server", "cli.plan", "driver", "evaluate",
+        "evaluation.paired", "evaluation.pool", "finetune", "generate", "persona_scores", "pool_watch", "retry",
+        "scheduling.inventory", "shard_pool", "shared_path", "side_by_side", "sweep", "worker_group",
     },
     "torch": {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",
         "decoding.trial", "engines.calibration", "engines.cells", "engines.interviews", "engines.packed",
-        "engines.vllm", "models.adapters", "models.interview_attention", "models.loading", "models.lora",
-        "models.pretraining", "models.quantization", "training.encoding", "training.loop", "training.folder",
-        "finetune", "worker_group",
+        "engines.vllm", "metrics.encoder", "models.adapters", "models.interview_attention", "models.loading",
+        "models.lora",
+        "models.pretraining", "models.quantization",
+        "training.causal_attention", "training.checkpoints", "training.choice_loss", "training.encoding",
+        "training.folder", "training.gradients", "training.loop", "training.optimizing", "training.trainable",
+        "training.validation",
+        "finetune", "side_by_side", "sweep", "worker_group",
     },
 }  # fmt: skip
 PROBE = """

@@ -6,6 +6,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from annotated_runs import rate_all
 from scored_runs import people_and_items, row, rows_of, scored_recipe, taught, write_shards
 
 from polypersona import evaluate
@@ -16,7 +17,10 @@ from polypersona.recipe import build_recipe
 from polypersona.records import Assignment
 from polypersona.storage import RunDirectory, load_run
 
-FILES = ("scores.json", "overall.parquet", "by_domain.parquet", "by_response_type.parquet", "by_item.parquet")
+FILES = (
+    "scores.json", "overall.parquet", "by_domain.parquet", "by_response_type.parquet", "by_item.parquet",
+    "by_model.parquet", "by_subgroup.parquet",
+)  # fmt: skip
 
 
 def test_dataset_references_do_not_go_with_a_panel(tmp_path):
@@ -58,6 +62,16 @@ def test_one_shard_and_many_give_the_same_bytes_and_a_second_run_does_nothing(lo
     table = pq.read_table(tmp_path / "one" / "scores" / "by_item.parquet")
     assert table.to_pylist() == scores["by_item"]
     assert table.schema.metadata[b"synthetic"] == b"true"
+    assert {row["group"] for row in scores["by_model"]} == {"rules"}
+    groups = {row["group"] for row in scores["by_subgroup"]}
+    people, _ = people_and_items(recipe)
+    words = {f"{name}={value}" for person in people for name, value in person.attributes.items()}
+    assert len(groups & words) > 10
+    assert any(" to under " in group for group in groups)
+    assert min(row["n"] for row in scores["by_subgroup"]) >= 5
+    everybody = {row["metric"]: row["n"] for row in scores["overall"]}
+    men_and_women = [row for row in scores["by_subgroup"] if row["group"].startswith("gender=")]
+    assert sum(row["n"] for row in men_and_women if row["metric"] == "validity") <= everybody["validity"]
 
 
 @pytest.mark.parametrize(
@@ -130,3 +144,23 @@ def test_a_response_of_another_recipe_is_named_across_the_process_border(local_r
     with pytest.raises(StorageError, match=r"nowhere\.open\.01"):
         evaluate.run(recipe)
     assert not RunDirectory.at(recipe.location).exists("scores/scores.json")
+
+
+@pytest.mark.ray
+def test_ratings_join_the_scores_without_measuring_anything_again(local_ray, tmp_path):
+    recipe = scored_recipe(tmp_path, metrics=["rouge1"])
+    directory = write_shards(recipe, rows_of(recipe, taught(recipe.seed)), 2)
+    evaluate.run(recipe)
+    before = directory.read_json("scores/scores.json")
+    assert before["annotation"] == []
+    rate_all(directory, 12, "ann", lambda entry: (4, 5 if entry.kind == "model" else 2, "human"))
+    assert evaluate.run(recipe)["skipped"] is False
+    after = directory.read_json("scores/scores.json")
+    assert {key: after[key] for key in after if key != "annotation"} == {
+        key: before[key] for key in before if key != "annotation"
+    }
+    found = {(row["name"], row["kind"]): row for row in after["annotation"]}
+    assert found["realism", "model"]["value"] == 4
+    assert found["conditioning_gain_consistency", "model − shuffled"]["value"] == 3
+    assert found["alpha_realism", "all"]["value"] is None
+    assert evaluate.run(recipe)["skipped"] is True

@@ -232,18 +232,20 @@ CONTENT = {
     *(f"panel.{key}" for key in ("source", "mapping", "id", "text", "weight", "distinct", "accept_license")),
     *(f"instrument.{key}" for key in ("bank", "show_options")),
     *(f"dataset.{key}" for key in ("source", "teacher", "records", "split_by", "splits")),
+    *(f"dataset.survey.{key}" for key in ("codebook", "items", "withheld", "attributes", "bands")),
     *(f"model.{key}" for key in ("base", "dtype", "quantization", "adapter", "revision", "trust_remote_code")),
     *(f"finetune.{key}" for key in ("preset", "epochs", "learning_rate", "rank", "alpha", "dropout")),
-    *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length")),
+    *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length", "loss")),
     *(f"generate.{key}" for key in ("on", "engine", "closed", "rationale", "context", "order", "calibration")),
     *(f"generate.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")),
-    *(f"generate.{key}" for key in ("repetition_penalty", "stop", "length_norm", "shard_personas")),
+    *(f"generate.{key}" for key in ("repetition_penalty", "stop", "length_norm", "shard_personas", "persona")),
     *(f"generate.endpoint.{key}" for key in ("url", "model", "instruct")),
 }
 EXTENSION = {
     "panel.size",
     *(f"instrument.{key}" for key in ("domains", "items", "response_types", "max_items")),
-    *(f"generate.{key}" for key in ("draws", "waves")),
+    *(f"finetune.{key}" for key in ("adapters", "sweep", "choose")),
+    *(f"generate.{key}" for key in ("draws", "waves", "adapters", "without_adapter")),
 }
 SPEED = {
     "name",

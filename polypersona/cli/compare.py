@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from polypersona.cli.mitigation import mitigation_tables
 from polypersona.cli.options import json_option
+from polypersona.compare import Mitigation, write_csv
 from polypersona.compare import run as compare
-from polypersona.compare import write_csv
 from polypersona.location import mask_secrets
 from polypersona.storage import RunDirectory
 from polypersona.survey.cells import ALL
@@ -32,6 +33,13 @@ _SUMMARY = (
 @click.option("--human", required=True, metavar="FILE", help="Coded human data: CSV, TSV, Parquet, .sav, .xlsx, JSON.")
 @click.option("--codebook", required=True, metavar="FILE", help="What its columns mean: codebook.json.")
 @click.option("--by", metavar="NAMES", help="Demographics, such as race,educ; else all that the personas have.")
+@click.option("--mitigate", is_flag=True, help="Also the scores with mitigations switched on, before and after.")
+@click.option(
+    "--rectify", "sample", type=click.IntRange(min=2), metavar="N", help="Rectify means by the answers of N people."
+)
+@click.option(
+    "--beside", multiple=True, metavar="RUN", help="A run generated with a mitigation of its own; may be repeated."
+)
 @click.option("--csv", "csv_folder", metavar="DIR", help="Also write every table as CSV into this folder.")
 @click.option("--personas", "personas_file", metavar="FILE", help="Write the respondents as a panel (JSON Lines).")
 @json_option
@@ -40,6 +48,9 @@ def compare_command(
     human: str,
     codebook: str,
     by: str | None,
+    mitigate: bool,
+    sample: int | None,
+    beside: tuple[str, ...],
     csv_folder: str | None,
     personas_file: str | None,
     as_json: bool,
@@ -62,7 +73,9 @@ def compare_command(
     if run is None:
         return
     names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
-    result = compare(RunDirectory.at(run), human, codebook, names)
+    mitigation = Mitigation(sample or 0, tuple(RunDirectory.at(other) for other in beside))
+    is_wanted = mitigate or mitigation != Mitigation()
+    result = compare(RunDirectory.at(run), human, codebook, names, mitigation if is_wanted else None)
     tables = result.pop("tables")
     if csv_folder is not None:
         write_csv(csv_folder, tables, attribution(result))
@@ -71,7 +84,8 @@ def compare_command(
         return
     for line in _head(result):
         click.echo(line)
-    for table in (_summary_table(result), _group_table(result), _item_table(result), _individual_table(result)):
+    shown = (_summary_table(result), _group_table(result), _item_table(result), _individual_table(result))
+    for table in (*shown, *mitigation_tables(result, tables)):
         if table is not None:
             click.echo(_render(table), nl=False)
     for line in _tail(result):

@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "polypersona.cli.compare:compare_command",
         "Compare a run with coded human data, by item and subgroup.",
     ),
+    "bias": ("polypersona.cli.bias:bias_command", "Measure what wording, order and scale do to the answers."),
+    "difference": ("polypersona.cli.difference:difference_command", "Compare two runs on the cells both answered."),
     "annotate": ("polypersona.cli.annotate:annotate_command", "Let people rate a blind sample on a local page."),
     "bank": ("polypersona.cli.bank:bank", "Check, list and show the questionbank."),
     "personas": ("polypersona.cli.personas:personas", "Sample, import and describe panels."),

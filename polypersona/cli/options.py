@@ -12,14 +12,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def recipe_options(command: Command) -> Command:
     """Add the RECIPE argument and `--set`; the command gets `recipe_path` and `overrides`."""
-    command = click.option(
+    return click.argument("recipe_path", metavar="RECIPE", type=click.Path(dir_okay=False))(set_option(command))
+
+
+def set_option(command: Command) -> Command:
+    """Add `--set`; the command gets `overrides`."""
+    return click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
         help="Override a value of the recipe, such as generate.draws=3; may be repeated.",
     )(command)
-    return click.argument("recipe_path", metavar="RECIPE", type=click.Path(dir_okay=False))(command)
 
 
 def json_option(command: Command) -> Command:

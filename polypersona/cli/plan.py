@@ -4,26 +4,67 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polypersona.benchmark import as_it_is_now, frozen_values, workload_parts
+from polypersona.cli.plan_adapters import AdapterTurn, adapter_rows, plan_adapters
 from polypersona.content import extend_ledger
 from polypersona.engines.settings import base_bytes, locate_weights, refuse_unsupported
 from polypersona.errors import ModelError, StorageError
+from polypersona.examples import load_examples
 from polypersona.ledger import Ledger, committed_shards, ledger_from
+from polypersona.models.location import is_hub_id, locate_model
+from polypersona.models.shapes import load_shape
 from polypersona.population import Population, load_population
 from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
+from polypersona.recipe_sections import finetune_settings
+from polypersona.roster import has_several
 from polypersona.scheduling.calibration import Calibration, key_of, load_calibrations
-from polypersona.scheduling.estimate import Estimate, devices_of, estimate_generation
+from polypersona.scheduling.estimate import (
+    Estimate,
+    TrainingEstimate,
+    devices_of,
+    estimate_generation,
+    estimate_training,
+)
 from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
-from polypersona.scheduling.policy import Plan, build_plan
+from polypersona.scheduling.micro_batches import hardware_of
+from polypersona.scheduling.model_shape import ModelShape
+from polypersona.scheduling.policy import MODEL_ENGINES, Plan, TrainPlan, build_plan
+from polypersona.scheduling.training_pace import known_pace, pace_parts
+from polypersona.scheduling.training_plan import RowSizes
 from polypersona.storage import RunDirectory, load_run
 
 
-def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> tuple[Plan, dict[str, Any], Estimate]:
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A plan, the work it is for, and what that is expected to take."""
+
+    plan: Plan
+    work: dict[str, Any]
+    generation: Estimate
+    training: TrainingEstimate
+    adapters: tuple[AdapterTurn, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return {
+            "work": self.work,
+            "estimate": self.generation.as_json(),
+            "training_estimate": self.training.as_json(),
+            **({"adapters": [one.as_json() for one in self.adapters]} if self.adapters else {}),
+            **self.plan.as_json(),
+        }
+
+
+TRAIN = "dataset/train.jsonl"
+
+
+def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
     """Return the plan, the work it is for, and what that is expected to take; starts nothing.
 
     Raises:
@@ -35,8 +76,61 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> tuple[Plan,
     run = RunDirectory.at(recipe.location)
     population = _load_population(recipe, run)
     work = _measure_work(recipe, run, population)
-    plan = build_plan(recipe, inventory, work.get("shards_left") or work.get("shards"), base_bytes(recipe))
-    return plan, work, _estimate(recipe, run, plan, population, work)
+    shape, notes = _find_shape(recipe)
+    plan = build_plan(
+        recipe,
+        inventory,
+        work.get("shards_left") or work.get("shards"),
+        base_bytes(recipe),
+        shape=shape,
+        rows=_row_sizes(recipe, run),
+    )
+    plan = replace(plan, notes=notes)
+    adapters = plan_adapters(recipe, inventory) if _is_tuned(recipe) else ()
+    estimate = _estimate(recipe, run, plan, population, work)
+    return Outlook(plan, work, estimate, _estimate_training(recipe, run, plan), adapters)
+
+
+def _find_shape(recipe: Recipe) -> tuple[ModelShape | None, tuple[str, ...]]:
+    """Return the base model's shape; None, and why, where it cannot be read here."""
+    model = recipe.model
+    if not _is_tuned(recipe) and recipe.generate.engine not in MODEL_ENGINES:
+        return None, ()
+    try:
+        return load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code), ()
+    except ModelError as error:
+        if not is_hub_id(locate_model(model.base)):
+            raise
+        return None, (f"memory is not planned, because the model's shape is not known here: {error}",)
+
+
+def _is_tuned(recipe: Recipe) -> bool:
+    return recipe.model.adapter == "run"
+
+
+def _row_sizes(recipe: Recipe, run: RunDirectory) -> RowSizes | None:
+    """Return how long the rows of the dataset are; None where it is not there yet."""
+    if not run.exists(TRAIN) or finetune_settings(recipe.finetune).loss == "options":
+        return None
+    return RowSizes.bound(example.messages for example in load_examples(run, "train"))
+
+
+def _estimate_training(recipe: Recipe, run: RunDirectory, plan: Plan) -> TrainingEstimate:
+    """Return what tuning the adapter is expected to take."""
+    if not _is_tuned(recipe):
+        return TrainingEstimate(f"model.adapter is {recipe.model.adapter}: nothing is tuned")
+    if has_several(recipe):
+        return TrainingEstimate("several adapters: their paces are kept one by one as they end")
+    if run.exists(TRAIN):
+        rows = len(load_examples(run, "train"))
+    else:
+        rows = round(recipe.dataset.records * recipe.dataset.splits[0])
+    try:
+        pace = known_pace(pace_parts(recipe, plan.train, hardware_of(plan.inventory)))
+    except StorageError as error:
+        return TrainingEstimate(str(error))
+    epochs = finetune_settings(recipe.finetune).epochs
+    return estimate_training(pace, rows * epochs, plan.inventory, recipe.cluster.prices)
 
 
 def _load_population(recipe: Recipe, run: RunDirectory) -> Population | None:
@@ -103,7 +197,7 @@ def _find_measured(
     return {kind: records[key] for kind, key in keys.items() if key in records}
 
 
-def render_plan(plan: Plan, work: dict[str, Any], estimate: Estimate) -> str:
+def render_plan(outlook: Outlook) -> str:
     """Return the plan as a table for a terminal or a log."""
     from rich.console import Console
     from rich.table import Table
@@ -111,7 +205,15 @@ def render_plan(plan: Plan, work: dict[str, Any], estimate: Estimate) -> str:
     table = Table(title="Plan", title_justify="left", box=None, pad_edge=False)
     for column in ("what", "value", "why"):
         table.add_column(column, overflow="fold")
-    for row in (*_rows(plan, work), *_estimate_rows(plan, work, estimate)):
+    plan, work = outlook.plan, outlook.work
+    for row in (
+        ("inventory", _describe(plan.inventory), plan.inventory.source),
+        *[("note", "", note) for note in plan.notes],
+        *(adapter_rows(outlook.adapters) or _training_rows(plan.train, outlook.training)),
+        *_rows(plan, work),
+        *_estimate_rows(plan, work, outlook.generation),
+        ("scoring tasks", str(plan.evaluate.tasks.value), plan.evaluate.tasks.reason),
+    ):
         table.add_row(*row)
     console = Console(file=io.StringIO(), width=110, highlight=False)
     console.print(table)
@@ -119,17 +221,46 @@ def render_plan(plan: Plan, work: dict[str, Any], estimate: Estimate) -> str:
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
-def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
-    train, generate = plan.train, plan.generate
-    return [
-        ("inventory", _describe(plan.inventory), plan.inventory.source),
-        ("cells to answer", *_describe_work(work)),
-        ("training workers", str(train.workers.value), train.workers.reason),
+def _training_rows(train: TrainPlan, estimate: TrainingEstimate) -> list[tuple[str, str, str]]:
+    """Return how the adapter is tuned; one line alone where none is."""
+    if estimate.reason.endswith("nothing is tuned"):
+        return [("training", "none", estimate.reason)]
+    least, most = train.least_workers, train.workers
+    count = str(most.value) if least.value == most.value else f"{least.value} to {most.value}"
+    where = ", ".join(f"{key}={value}" for key, value in train.selector.items())
+    memory = "not known" if train.memory_bytes is None else _in_gib(train.memory_bytes)
+    rows = [
+        ("training workers", count, f"{most.reason}; {least.reason}"),
+        *([("training nodes", where, "one kind of GPU: a step waits for its slowest worker")] if where else []),
+        ("threads a worker", str(train.threads.value), train.threads.reason),
         (
             "global batch",
-            f"{train.workers.value} × {train.batch_size} × {train.accumulation}",
-            "workers × batch × accumulation; the recipe's, whatever the workers",
+            f"{most.value} × {train.micro_batch.value} × {train.accumulation.value}",
+            "workers × micro-batch × accumulation; the recipe's, whatever the workers",
         ),
+        ("micro-batch", str(train.micro_batch.value), train.micro_batch.reason),
+        ("training precision", train.dtype.value, train.dtype.reason),
+        ("training quantization", train.quantization.value, train.quantization.reason),
+        ("checkpointing", "yes" if train.checkpointing.value else "no", train.checkpointing.reason),
+        ("optimizer", train.optimizer.value, train.optimizer.reason),
+        ("attention", train.attention.value, train.attention.reason),
+        ("memory a worker", memory, "expected at the fullest moment, of its GPU or of the node"),
+    ]
+    if estimate.hours is None or estimate.tokens is None:
+        return [*rows, ("training hours", "not known", estimate.reason)]
+    rows.append(
+        ("training tokens", f"{estimate.tokens:,}", f"{estimate.rows:,} rows, {estimate.tokens_per_s:,.0f} a second")
+    )
+    rows.append(("training hours", f"{estimate.hours:.3g}", estimate.reason))
+    return rows + (
+        [("training cost", f"{estimate.cost:.4g}", estimate.cost_reason)] if estimate.cost is not None else []
+    )
+
+
+def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
+    generate = plan.generate
+    return [
+        ("cells to answer", *_describe_work(work)),
         *[(f"actors on {one.name}", str(one.actors.value), one.actors.reason) for one in generate.pools],
         *[("left out", one.name, one.reason) for one in generate.left_out],
         ("precision", generate.dtype.value, generate.dtype.reason),

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from polypersona.cli.options import json_option, recipe_options
+from polypersona.cli.options import json_option, recipe_options, set_option
 from polypersona.errors import TooManyQuarantinedError
 from polypersona.lease import hold
 from polypersona.location import mask_secrets
@@ -133,14 +133,23 @@ def evaluate_command(recipe_path: str, overrides: tuple[str, ...]) -> None:
 
 
 @click.command("report")
-@recipe_options
-def report_command(recipe_path: str, overrides: tuple[str, ...]) -> None:
-    """Write the HTML report.
+@click.argument("place", metavar="RECIPE|RUN")
+@click.option("--with", "others", multiple=True, metavar="RUN", help="Another run to set beside it; may be repeated.")
+@set_option
+def report_command(place: str, others: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Write the HTML report of a recipe's run, or of a run's folder; with --with, of several runs side by side.
+
+    Beside others the report is a file of its own, report-with-NAMES.html, in the first run's folder.
 
     \b
     Example: polypersona report jobs/demo.yaml
+    Example: polypersona report runs/demo --with runs/demo-plain --with runs/gss
     """
-    _run_alone("report", recipe_path, overrides)
+    stage = importlib.import_module("polypersona.report.stage")
+    recipe, directory = stage.find_run(place, overrides)
+    directory.refuse_unusable()
+    with hold(directory):
+        click.echo(stage.run(recipe, others, directory)["report"])
 
 
 def _run_alone(stage: str, recipe_path: str, overrides: tuple[str, ...]) -> None:
@@ -183,9 +192,8 @@ def _one_line(stage: str, result: dict[str, Any]) -> str:
 def _echo_plan(recipe: Recipe, inventory_path: Path | None, *, as_json: bool) -> None:
     from polypersona.cli.plan import make_plan, render_plan
 
-    plan, work, estimate = make_plan(recipe, inventory_path)
+    outlook = make_plan(recipe, inventory_path)
     if as_json:
-        shown = {"work": work, "estimate": estimate.as_json(), **plan.as_json()}
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(outlook.as_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo(render_plan(plan, work, estimate))
+        click.echo(render_plan(outlook))

@@ -252,7 +252,8 @@ def attend_packed(
 ) -> tuple[torch.Tensor, None]:
     """Attend within transformers' modules: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    # Under autocast, which validation within a training runs in, the three need not come in one precision.
+    packed = [tensor[0].transpose(0, 1).to(module.packed_attention.dtype) for tensor in (query, key, value)]
     return module.packed_attention.current.attend(module.layer_idx, *packed, scale)[None], None
 
 

@@ -35,9 +35,10 @@ class Decoder(Protocol):
 
 
 class _Current:
-    """Where the stock attention modules find the attention of the forward that runs."""
+    """Where the stock attention modules find the attention of the forward that runs, and the precision it keeps."""
 
     current: Attention
+    dtype: torch.dtype
 
 
 class StockDecoder:
@@ -46,17 +47,18 @@ class StockDecoder:
     Args:
         model: a causal language model, or a PeftModel of one.
         device: where it is.
+        dtype: of keys and values; None for that of the model's norms.
     """
 
     name = "stock"
     is_native = False
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str, dtype: torch.dtype | None = None) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._decoder, self._head = base.get_decoder(), base.get_output_embeddings()
         config = base.config.get_text_config()
         heads = config.num_attention_heads
-        dtype = next((weight.dtype for name, weight in base.named_parameters() if "norm" in name), base.dtype)
+        dtype = dtype or next((weight.dtype for name, weight in base.named_parameters() if "norm" in name), base.dtype)
         self.shape = CacheShape(
             config.num_hidden_layers,
             getattr(config, "num_key_value_heads", None) or heads,
@@ -66,6 +68,7 @@ class StockDecoder:
         )
         AttentionInterface.register(PACKED, attend_packed)
         self._current = _Current()
+        self._current.dtype = self.shape.dtype
         self._base = base
         for module in base.modules():
             if hasattr(module, "layer_idx"):

@@ -104,6 +104,7 @@ class EngineSettings:
     context: Literal["none", "previous"] = "none"
     calibration: Literal["none", "permute", "content_free"] = "none"
     length_norm: bool = False
+    persona: Literal["shown", "hidden"] = "shown"
     cache_bytes: int = 0
     endpoint: EndpointSettings | None = None
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from polypersona.engines.base import Engine, EngineSettings
+from polypersona.engines.blind import BlindEngine
 from polypersona.errors import EngineError, nearest
 
 ENGINES = ("packed", "vllm", "endpoint", "rules", "fake")
 
 
 def load_engine(settings: EngineSettings) -> Engine:
-    """Build the engine the settings name.
+    """Build the engine the settings name, blind to the personas where they are hidden.
 
     Raises:
         EngineError: an unknown engine, an option it does not support, or a key it does not find.
         ModelError: the model or adapter cannot be loaded.
         MissingExtraError: the engine's library is not installed.
     """
+    engine = _load_seeing(settings)
+    return BlindEngine(engine) if settings.persona == "hidden" else engine
+
+
+def _load_seeing(settings: EngineSettings) -> Engine:
     if settings.engine == "packed":
         from polypersona.engines.packed import PackedEngine
 

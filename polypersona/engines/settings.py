@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polypersona.engines.adapter_files import copy_folder, locate_adapters
+from polypersona.engines.adapter_table import AdapterEntry, AdapterTable
 from polypersona.engines.base import EndpointSettings, EngineSettings
 from polypersona.engines.registry import ENGINES
 from polypersona.errors import EngineError, ModelError
 from polypersona.recipe import Recipe
+from polypersona.roster import has_several
+from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.policy import MODEL_ENGINES
 from polypersona.storage import RunDirectory
 
@@ -39,7 +43,8 @@ class Weights:
     """The weights that answer: where they are, and what identifies them. Empty for an engine without a model.
 
     `adapter_run` is the run directory that the adapter is copied from where that is not on a local file system.
-    `warnings` name what the adapter was not trained for.
+    `warnings` name what the adapter was not trained for. Of a run with several adapters all are `candidates`, by name,
+    until `table` says which of them answers what.
     """
 
     model: str = ""
@@ -50,6 +55,8 @@ class Weights:
     adapter_name: str = "none"
     adapter_run: RunDirectory | None = None
     warnings: tuple[str, ...] = ()
+    candidates: Mapping[str, AdapterEntry] = field(default_factory=dict)
+    table: AdapterTable | None = None
 
 
 def refuse_unsupported(recipe: Recipe) -> None:
@@ -75,6 +82,7 @@ def refuse_unsupported(recipe: Recipe) -> None:
                 f"generate.{key}: {value!r} is not part of the {generate.engine} engine.",
                 f"Set generate.{key}: {json.dumps(idle)}, or choose generate.engine: packed.",
             )
+    _refuse_idle_adapters(recipe)
     if generate.engine == "packed":
         _refuse_for_packed(recipe)
     if generate.order == "random" and recipe.instrument.show_options == "none":
@@ -89,16 +97,36 @@ def refuse_unsupported(recipe: Recipe) -> None:
 
 
 def base_bytes(recipe: Recipe) -> int | None:
-    """Return the size of the base model's weights; None for a model of the hub and for an engine without a model.
+    """Return the size of the base model's weights: of a folder its files', of a known hub id 16 bits a parameter.
+
+    None for an engine without a model, and where it is not known.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from polypersona.models.location import weight_bytes
+
+    return weight_bytes(recipe.model.base) if recipe.generate.engine in MODEL_ENGINES else None
+
+
+def base_shape(recipe: Recipe) -> ModelShape | None:
+    """Return the shape of the base model; None for an engine without a model, and for a hub that cannot be reached.
 
     Raises:
         ModelError: no such model.
     """
     from polypersona.models.location import is_hub_id, locate_model
+    from polypersona.models.shapes import load_shape
 
-    if recipe.generate.engine not in MODEL_ENGINES or is_hub_id(model := locate_model(recipe.model.base)):
+    model = recipe.model
+    if recipe.generate.engine not in MODEL_ENGINES:
         return None
-    return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+    try:
+        return load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except ModelError:
+        if not is_hub_id(locate_model(model.base)):
+            raise
+        return None
 
 
 def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
@@ -118,6 +146,10 @@ def locate_weights(recipe: Recipe, run: RunDirectory) -> Weights:
     from polypersona.models.adapters import adapter_hash, check_adapter, rendering_warning
 
     is_own = recipe.model.adapter == "run"
+    if is_own and has_several(recipe):
+        candidates, warnings = locate_adapters(recipe, run)
+        away = None if run.is_local else run
+        return Weights(model, identity, size, adapter_run=away, warnings=warnings, candidates=candidates)
     if is_own and not run.exists(ADAPTER_CONFIG):
         raise ModelError(f"There is no {run.path(ADAPTER)}.", "Run the finetune stage, or set model.adapter: none.")
     is_remote = is_own and not run.is_local
@@ -164,6 +196,7 @@ def build_settings(recipe: Recipe, frozen: Mapping[str, Any], weights: Weights) 
         stop=tuple(generate.stop),
         length_norm=generate.length_norm,
         context=generate.context,
+        persona=generate.persona,
         calibration=generate.calibration,
         max_new_tokens=generate.max_new_tokens,
         slots=frozen["slots"],
@@ -171,15 +204,6 @@ def build_settings(recipe: Recipe, frozen: Mapping[str, Any], weights: Weights) 
         threads=frozen["threads"],
         endpoint=_endpoint_settings(recipe) if generate.engine == "endpoint" else None,
     )
-
-
-def copy_folder(run: RunDirectory, folder: str, target: Path) -> Path:
-    """Copy the files of a folder of the run to a local folder and return that."""
-    for name in run.names(folder):
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(run.read(name))
-    return target / folder
 
 
 def _adapter_folder(recipe: Recipe, run: RunDirectory) -> Path:
@@ -195,6 +219,28 @@ def _endpoint_settings(recipe: Recipe) -> EndpointSettings:
                 "Set generate.endpoint: {url: https://api.openai.com/v1, model: NAME}, with your own values.",
             )
     return EndpointSettings(**endpoint.model_dump())
+
+
+def _refuse_idle_adapters(recipe: Recipe) -> None:
+    """Refuse keys about several adapters where there is one, and several where the engine holds one."""
+    generate = recipe.generate
+    if has_several(recipe):
+        if generate.engine == "vllm" and recipe.model.adapter == "run":
+            raise EngineError(
+                "generate.engine: vllm answers with one adapter, and the recipe's finetune section has several.",
+                "Choose generate.engine: packed, or set model.adapter to the folder of one of them.",
+            )
+        return
+    for key, is_set in (
+        ("generate.adapters", bool(generate.adapters)),
+        ("generate.without_adapter", generate.without_adapter != "error"),
+        ("finetune.choose", recipe.finetune.choose is not None),
+    ):
+        if is_set:
+            raise EngineError(
+                f"{key} is for a run with several adapters, and this recipe has one.",
+                f"Leave out {key}, or list several in finetune.adapters.",
+            )
 
 
 def _refuse_for_packed(recipe: Recipe) -> None:

@@ -19,6 +19,8 @@ from polypersona.records import Disposition, Item
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+# A response's text and a reference's.
+TextPair: TypeAlias = tuple[str, str]
 
 # Texts whose tokens, sentiment and so on a process remembers: a shard's, as response and as reference.
 MAX_REMEMBERED_TEXTS = 2**16

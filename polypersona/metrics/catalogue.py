@@ -9,8 +9,11 @@ from polypersona.metrics.agreement import ExactAgreement, NearAgreement, Quadrat
 from polypersona.metrics.base import Metric
 from polypersona.metrics.bertscore import PARTS, build_bertscores
 from polypersona.metrics.bleu import CorpusBleu, NltkBleu, SentenceBleu
+from polypersona.metrics.consistency import METRICS as CONSISTENCY
 from polypersona.metrics.distinct import Distinct
+from polypersona.metrics.faithfulness import METRICS as FAITHFULNESS
 from polypersona.metrics.quality import CHECKS, QualityCheck, SurveyQuality
+from polypersona.metrics.retest import Retest
 from polypersona.metrics.rouge import Rouge
 from polypersona.metrics.sentiment import SentimentSimilarity
 from polypersona.metrics.structure import LengthSimilarity, SentenceSimilarity
@@ -35,6 +38,9 @@ METRICS: tuple[Metric, ...] = (
     *(QualityCheck(check) for check in CHECKS),
 )
 SET_METRICS = (Distinct(1), Distinct(2))
+# Of all answers of a persona (`metrics.personas`).
+PERSONA_METRICS = (*CONSISTENCY, *Retest((), "draws").metrics, *Retest((), "waves").metrics, *FAITHFULNESS)
+PERSONA_NAMES = tuple(metric.name for metric in PERSONA_METRICS)
 BERTSCORE_NAMES = tuple(f"bertscore_{part}" for part in PARTS)
 
 
@@ -49,7 +55,7 @@ def choose_metrics(
     """
     neural: tuple[Metric, ...] = build_bertscores(bertscore_model) if bertscore_model else ()
     available = (*METRICS, *neural)
-    known = [*(metric.name for metric in available), *(metric.name for metric in SET_METRICS)]
+    known = [*(metric.name for metric in available), *(metric.name for metric in SET_METRICS), *PERSONA_NAMES]
     for name in names:
         if name in BERTSCORE_NAMES and not neural:
             raise RecipeError(

@@ -22,12 +22,12 @@ import numpy as np
 
 from polypersona.metrics.base import FloatArray, IntArray, Metric, is_agreement
 
-Kind = Literal["overall", "domain", "response_type", "item"]
-KINDS: tuple[Kind, ...] = ("overall", "domain", "response_type", "item")
+Kind = Literal["overall", "domain", "response_type", "item", "model", "subgroup"]
+KINDS: tuple[Kind, ...] = ("overall", "domain", "response_type", "item", "model", "subgroup")
 Block = Literal["score", "floor", "matched", "uniform", "retest"]
 GroupKey: TypeAlias = tuple[Kind, str]
 
-# Items are many and each interval of theirs is rough anyway.
+# Items and subgroups are many and each interval of theirs is rough anyway.
 MAX_ITEM_REPLICATES = 200
 _LIMB_BITS = 31
 
@@ -82,7 +82,7 @@ class Sums:
 
     def replicates_of(self, kind: Kind) -> int:
         """Return how many replicates the groups of a kind have."""
-        return min(self.num_replicates, MAX_ITEM_REPLICATES) if kind == "item" else self.num_replicates
+        return min(self.num_replicates, MAX_ITEM_REPLICATES) if kind in ("item", "subgroup") else self.num_replicates
 
     def add(self, rows: IntArray, persona_ids: Sequence[str], labels: Mapping[Kind, Sequence[str]]) -> None:
         """Add rows, shape (num_rows, width), each with its persona and its group label of every kind."""
@@ -102,6 +102,25 @@ class Sums:
                 chosen = weights[: self.replicates_of(kind) + 1, members]
                 spans = [hashes[member] for member in members.tolist()]
                 self._add_group((kind, label), exact_matmul(chosen, sums[of_group]), (min(spans), max(spans)))
+
+    def add_subgroups(self, rows: IntArray, persona_ids: Sequence[str], subgroups: Mapping[str, Sequence[str]]) -> None:
+        """Add rows to all the subgroups their persona is in; `subgroups` are the labels by persona id."""
+        names, persona = np.unique(np.asarray(persona_ids, dtype=object), return_inverse=True)
+        members: dict[str, list[int]] = {}
+        for place, name in enumerate(names.tolist()):
+            for label in subgroups.get(name, ()):
+                members.setdefault(label, []).append(place)
+        if not members:
+            return
+        order = np.argsort(persona, kind="stable")
+        sums = np.add.reduceat(rows[order], np.flatnonzero(np.diff(persona[order], prepend=-1)), axis=0)
+        count = self.replicates_of("subgroup")
+        weights = np.stack([persona_weights(self.seed, name, self.num_replicates) for name in names.tolist()], axis=1)
+        hashes = [_persona_hash(name) for name in names.tolist()]
+        for label, places in members.items():
+            spans = [hashes[place] for place in places]
+            totals = exact_matmul(weights[: count + 1, places], sums[places])
+            self._add_group(("subgroup", label), totals, (min(spans), max(spans)))
 
     def merge(self, other: Sums) -> None:
         """Add another process's sums."""
@@ -161,12 +180,18 @@ def _poisson_table() -> IntArray:
     return np.searchsorted(cumulative, (np.arange(2**16) + 0.5) / 2**16).astype(np.int64)
 
 
-def group_labels(domains: Iterable[str], response_types: Iterable[str], items: Iterable[str]) -> dict[Kind, list[str]]:
-    """Return the group label of every kind for some rows."""
+def group_labels(
+    domains: Iterable[str], response_types: Iterable[str], items: Iterable[str], models: Iterable[str] | None = None
+) -> dict[Kind, list[str]]:
+    """Return the group label of every kind for some rows, except subgroups, of which a row may have several.
+
+    Without `models`, which weights answered each row, there is no such kind.
+    """
     by_item = list(items)
-    return {
+    labels: dict[Kind, list[str]] = {
         "overall": ["all"] * len(by_item),
         "domain": list(domains),
         "response_type": list(response_types),
         "item": by_item,
     }
+    return labels if models is None else labels | {"model": list(models)}

@@ -38,9 +38,11 @@ def build_set_rows(metrics: Sequence[SetMetric], ngrams: NgramSets, kind: Kind, 
 def conditioning(rows: Sequence[Row]) -> dict[str, Any]:
     """Return what the persona adds: score minus shuffled floor, overall, of the first metric where both are defined.
 
-    `ignores_cards` is true unless the gain's interval lies above zero; None where there is no interval.
+    `ignores_cards` is true unless the gain's interval lies above zero; None where there is no interval. `gains` has the
+    same of every metric with such a floor, and `kept`, the share of the score that another persona's reference keeps.
     """
     by_name = {row["metric"]: row for row in rows}
+    gains = [_gain(row) for row in rows if row["gain"] is not None and row["floor_name"] == "shuffled"]
     for name in CONDITIONING_METRICS:
         row = by_name.get(name)
         if row is not None and row["gain"] is not None:
@@ -51,8 +53,21 @@ def conditioning(rows: Sequence[Row]) -> dict[str, Any]:
                 "low": low,
                 "high": row["gain_high"],
                 "ignores_cards": None if low is None else low <= 0,
+                "gains": gains,
             }
-    return {"metric": None, "gain": None, "low": None, "high": None, "ignores_cards": None}
+    return {"metric": None, "gain": None, "low": None, "high": None, "ignores_cards": None, "gains": gains}
+
+
+def _gain(row: Row) -> dict[str, Any]:
+    matched = row["floor"] + row["gain"]
+    return {
+        "metric": row["metric"],
+        "gain": row["gain"],
+        "low": row["gain_low"],
+        "high": row["gain_high"],
+        "kept": row["floor"] / matched if matched > 0 else None,
+        "higher_is_better": row["higher_is_better"],
+    }
 
 
 def _sum_row(layout: Layout, sums: Sums, metric: Metric, key: GroupKey) -> Row:
@@ -61,25 +76,25 @@ def _sum_row(layout: Layout, sums: Sums, metric: Metric, key: GroupKey) -> Row:
         block: metric.score(totals[:, layout.columns[block, metric.name]]) for block in layout.blocks_of(metric)
     }
     has_interval = sums.has_interval(key)
-    low, high = _interval(scores["score"]) if has_interval else (math.nan, math.nan)
+    low, high = interval(scores["score"]) if has_interval else (math.nan, math.nan)
     gains = scores["matched"] - scores["floor"] if "floor" in scores else np.full(1, np.nan)
-    gain_low, gain_high = _interval(gains) if has_interval else (math.nan, math.nan)
+    gain_low, gain_high = interval(gains) if has_interval else (math.nan, math.nan)
     return {
         "metric": metric.name,
         "label": metric.label,
         "group": key[1],
         "n": int(totals[0, layout.columns["score", metric.name].start]),
-        "score": _plain(scores["score"][0]),
-        "low": _plain(low),
-        "high": _plain(high),
-        "floor": _plain(scores["floor"][0]) if "floor" in scores else None,
+        "score": plain(scores["score"][0]),
+        "low": plain(low),
+        "high": plain(high),
+        "floor": plain(scores["floor"][0]) if "floor" in scores else None,
         "floor_name": "shuffled" if "floor" in scores else "",
-        "ceiling": _plain(scores["retest"][0]) if "retest" in scores else None,
+        "ceiling": plain(scores["retest"][0]) if "retest" in scores else None,
         "ceiling_name": "retest" if "retest" in scores else "",
-        "uniform": _plain(scores["uniform"][0]) if "uniform" in scores else None,
-        "gain": _plain(gains[0]),
-        "gain_low": _plain(gain_low),
-        "gain_high": _plain(gain_high),
+        "uniform": plain(scores["uniform"][0]) if "uniform" in scores else None,
+        "gain": plain(gains[0]),
+        "gain_low": plain(gain_low),
+        "gain_high": plain(gain_high),
         "higher_is_better": metric.higher_is_better,
         "signature": metric.signature,
     }
@@ -94,12 +109,12 @@ def _set_row(metric: SetMetric, ngrams: NgramSets, key: GroupKey, has_reference:
         "label": metric.label,
         "group": key[1],
         "n": own.num_texts if own is not None and not math.isnan(found[0]) else 0,
-        "score": _plain(found[0]),
-        "low": _plain(found[1]),
-        "high": _plain(found[2]),
+        "score": plain(found[0]),
+        "low": plain(found[1]),
+        "high": plain(found[2]),
         "floor": None,
         "floor_name": "",
-        "ceiling": _plain(metric.score(reference).score) if reference is not None else None,
+        "ceiling": plain(metric.score(reference).score) if reference is not None else None,
         "ceiling_name": "references" if has_reference else "",
         "uniform": None,
         "gain": None,
@@ -110,7 +125,7 @@ def _set_row(metric: SetMetric, ngrams: NgramSets, key: GroupKey, has_reference:
     }
 
 
-def _interval(scores: FloatArray) -> tuple[float, float]:
+def interval(scores: FloatArray) -> tuple[float, float]:
     """Return the 2.5 and 97.5 percentiles of the replicates; NaN where the score or a tenth of them are undefined."""
     replicates = scores[1:]
     known = replicates[~np.isnan(replicates)]
@@ -120,5 +135,5 @@ def _interval(scores: FloatArray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)

@@ -32,7 +32,16 @@ from polypersona.models.quantization import (
     silence_bitsandbytes,
 )
 
-__all__ = ["DTYPES", "Dtype", "load_base_model", "load_model", "load_tokenizer", "model_hash", "num_parameters"]
+__all__ = [
+    "DTYPES",
+    "Dtype",
+    "build_on_meta",
+    "load_base_model",
+    "load_model",
+    "load_tokenizer",
+    "model_hash",
+    "num_parameters",
+]
 
 PreTrainedModel: TypeAlias = Any  # transformers ships no types
 PreTrainedTokenizer: TypeAlias = Any
@@ -146,17 +155,26 @@ def num_parameters(model: str, *, revision: str | None = None, trust_remote_code
     Raises:
         ModelError: no such model, or the hub cannot be reached.
     """
+    shape = build_on_meta(model, revision=revision, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in shape.parameters())
+
+
+def build_on_meta(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a model of the configuration's shape on the meta device: no weight is read or held.
+
+    Raises:
+        ModelError: no such model, or the hub cannot be reached.
+    """
     from transformers import AutoModelForCausalLM
 
     location = _reach(model, revision)
     config = _load_config(location, revision, trust_remote_code)
     with torch.device("meta"):
-        shape = _loaded(
+        return _loaded(
             location,
             "model",
             lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code),
         )
-    return sum(parameter.numel() for parameter in shape.parameters())
 
 
 def _reach(model: str, revision: str | None) -> str:

@@ -82,6 +82,19 @@ def model_hash(model: str, revision: str | None = None) -> str:
     return files_hash([folder / name for name in names] + sorted(folder.glob("*.safetensors")))
 
 
+def weight_bytes(model: str) -> int | None:
+    """Return the size of a model's weights: of a folder its files', of a known hub id 16 bits a parameter, else None.
+
+    Raises:
+        ModelError: neither a model folder nor the form of a hub id.
+    """
+    location = locate_model(model)
+    if is_hub_id(location):
+        known = BASE_MODELS.get(location)
+        return known.num_parameters * 2 if known else None
+    return sum(path.stat().st_size for path in Path(location).glob("*.safetensors"))
+
+
 def files_hash(paths: list[Path]) -> str:
     """Return the hex digest of the files' names and bytes, in the order given."""
     state = hashlib.blake2b(digest_size=16)

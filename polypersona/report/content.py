@@ -6,42 +6,31 @@ Takes the run's records, its scores and the counts of its rows; gives plain JSON
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-from polypersona.recipe import Recipe
 from polypersona.report import words
 from polypersona.report.composition import by_domain, by_type, closed_items, lengths
-from polypersona.report.numbers import plain_key
-from polypersona.report.paper import TABLE_II, TABLE_II_COLUMNS, TABLE_III, domain_rank
-from polypersona.report.source import Source
-from polypersona.report.tally import Tally
+from polypersona.report.curves import build_curves
+from polypersona.report.evidence import ALONE, Evidence
+from polypersona.report.findings import build_bias, build_ratings
+from polypersona.report.human import build_human
+from polypersona.report.paper_tables import floor_by_domain, table_ii, table_iii
 from polypersona.storage import SCHEMA_VERSION
 
-Row = Mapping[str, Any]
+Row: TypeAlias = Mapping[str, Any]
 _NOT_FOR_READERS = frozenset({"content", "figures", "fingerprint", "key", "scores", "conditioning", "run"})
-_AGREEMENT = ("stanceagreement", "exactagreement", "bleu", "rouge1")
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Everything a report is made of."""
-
-    recipe: Recipe
-    run: Mapping[str, Any]
-    scores: Mapping[str, Any]
-    training: Mapping[str, Any]
-    tally: Tally
-    source: Source
-    quarantine: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_content(evidence: Evidence) -> dict[str, Any]:
     """Return the report's numbers and sentences."""
     recipe, scores, tally, source = evidence.recipe, evidence.scores, evidence.tally, evidence.source
     summary = summarise(evidence)
-    can, cannot = words.conclusions(recipe, scores, summary)
+    stems = {key: item.stem for key, item in source.items.items()}
+    human = build_human(evidence.human, stems, evidence.run) if evidence.human else None
+    bias, ratings = build_bias(evidence.bias), build_ratings(evidence.ratings, evidence.raters)
+    screens = [screen for screen in (human, bias, ratings) if screen]
+    can, cannot = words.conclusions(recipe, scores, summary, screens)
     overall = [undefined_as_none(row) for row in scores.get("overall", [])]
     per_domain = [undefined_as_none(row) for row in scores.get("by_domain", [])]
     per_item = [undefined_as_none(row) for row in scores.get("by_item", [])]
@@ -51,7 +40,11 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "name": recipe.name,
         "notice": words.SYNTHETIC,
         "simulator": words.SIMULATOR if summary["is_simulated"] else "",
-        "warnings": [*words.warnings_of(recipe, scores, summary), *_stage_warnings(evidence.run)],
+        "warnings": [
+            *words.warnings_of(recipe, scores, summary),
+            *(human["warnings"] if human else ()),
+            *_stage_warnings(evidence.run),
+        ],
         "what_was_run": words.what_was_run(recipe, summary),
         "can_conclude": can,
         "cannot_conclude": cannot,
@@ -63,6 +56,8 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "conditioning": scores.get("conditioning"),
         "overall": overall,
         "by_domain": per_domain,
+        "by_model": [undefined_as_none(row) for row in scores.get("by_model", [])],
+        "by_subgroup": [undefined_as_none(row) for row in words.telling(scores.get("by_subgroup", []))],
         "cards": [{**row, "meaning": words.meaning(str(row["metric"]))} for row in words.headline(overall)],
         "table_ii": table_ii(recipe, overall),
         "table_iii": table_iii(per_domain),
@@ -76,7 +71,11 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "splits": {
             split: {"records": count, "personas": len(source.personas[split])} for split, count in source.splits.items()
         },
-        "training": evidence.training,
+        "human": human,
+        "bias": bias,
+        "ratings": ratings,
+        "training": evidence.adapters.get(ALONE, {}),
+        "curves": build_curves(evidence.adapters) if evidence.adapters else None,
         "run": run_facts(evidence.run),
         "recipe": recipe.model_dump(mode="json"),
     }
@@ -146,60 +145,6 @@ def run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def table_ii(recipe: Recipe, overall: Sequence[Row]) -> dict[str, Any]:
-    """Return the paper's Table II for this run: its scores, its floors, and two rows as printed in the paper.
-
-    A value is None where the metric is undefined, and the string "not computed" where there is no such row.
-    """
-    found = [find_row(overall, column.metrics) for column in TABLE_II_COLUMNS]
-    return {
-        "columns": [{"head": column.head, "title": column.title} for column in TABLE_II_COLUMNS],
-        "name": recipe.model.base
-        if recipe.generate.engine in ("packed", "vllm")
-        else words.served_model(recipe) or recipe.generate.engine,
-        "scores": [_cell(row) for row in found],
-        "floors": [row["floor"] if row and row.get("floor_name") else "not computed" for row in found],
-        "floor_name": next((row["floor_name"] for row in found if row and row.get("floor_name")), ""),
-        "paper": {name: list(values) for name, values in TABLE_II.items()},
-    }
-
-
-def table_iii(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the paper's Table III for this run, a row per domain that the run or the paper has."""
-    own: dict[str, list[Row]] = {}
-    for row in rows:
-        own.setdefault(str(row["group"]), []).append(row)
-    columns = {column.head: column.metrics for column in TABLE_II_COLUMNS}
-    table = []
-    for domain in sorted({*own, *TABLE_III} if own else (), key=domain_rank):
-        scores = own.get(domain, [])
-        printed = TABLE_III.get(domain)
-        table.append(
-            {
-                "domain": domain,
-                **{head: _cell(find_row(scores, columns[head])) for head in ("BLEU", "R1", "Qual.")},
-                "paper": printed._asdict() if printed else None,
-            }
-        )
-    return table
-
-
-def floor_by_domain(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Return score and floor by domain of the metric that says most: agreement where there is one, else overlap."""
-    for name in _AGREEMENT:
-        chosen = [row for row in rows if plain_key(str(row["metric"])) == name]
-        if chosen:
-            chosen.sort(key=lambda row: domain_rank(str(row["group"])))
-            return {"metric": chosen[0]["metric"], "label": chosen[0]["label"], "rows": chosen}
-    return None
-
-
-def find_row(rows: Sequence[Row], metrics: Sequence[str]) -> Row | None:
-    """Return the row of the first of the metric names that is there."""
-    by_key = {plain_key(str(row["metric"])): row for row in rows}
-    return next((by_key[name] for name in metrics if name in by_key), None)
-
-
 def undefined_as_none(row: Row) -> dict[str, Any]:
     """Return the row with None for every number that is undefined."""
     return dict(without_nan(dict(row)))
@@ -214,9 +159,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(inner) for inner in value]
     return value
-
-
-def _cell(row: Row | None) -> Any:
-    if row is None:
-        return "not computed"
-    return {key: row.get(key) for key in ("n", "score", "low", "high", "floor", "floor_name")}

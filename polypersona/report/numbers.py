@@ -33,6 +33,11 @@ def render_interval(low: Any, high: Any) -> str:
     return f"[{render_number(low)}, {render_number(high)}]"
 
 
+def render_raw(value: Any) -> str:
+    """Return the number for another program to read, with six digits; empty where it is undefined."""
+    return f"{value:.6g}" if is_defined(value) else ""
+
+
 def render_count(value: Any) -> str:
     """Return a count with thousands separators."""
     return f"{int(value):,}" if is_defined(value) else UNDEFINED

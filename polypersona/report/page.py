@@ -20,18 +20,27 @@ from markupsafe import Markup
 from polypersona import __version__
 from polypersona.chatml import card_attributes, render_value
 from polypersona.records import Persona
-from polypersona.report import charts, numbers
+from polypersona.report import numbers
+from polypersona.report.figures import draw_charts
+from polypersona.report.human import MAX_CHARTED
+from polypersona.report.human_words import MEANINGS
 from polypersona.report.sample import Sample
 from polypersona.report.source import Source
 from polypersona.report.tally import Tally
 
 _HERE = Path(__file__).parent
-_ASSETS = ("templates/report.html.j2", "templates/macros.html.j2", "static/report.css", "static/report.js")
+_SCRIPTS = ("report.js", "csv.js", "people.js")
 
 
-def render_page(content: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
-    """Return the whole page. `answers` is what `browser_data` gives."""
-    script = (_HERE / "static" / "report.js").read_text(encoding="utf-8")
+def render_page(content: Mapping[str, Any], answers: Mapping[str, Any], people: Mapping[str, Any] | None = None) -> str:
+    """Return the whole page.
+
+    Args:
+        content: what `build_content` gave.
+        answers: what `browser_data` gives.
+        people: what `human.browser_rows` gives, None where the run stands beside no people.
+    """
+    script = "\n".join((_HERE / "static" / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
@@ -41,6 +50,7 @@ def render_page(content: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
     )
     environment.filters.update(
         number=numbers.render_number,
+        raw=numbers.render_raw,
         count=numbers.render_count,
         share=numbers.render_share,
         words=numbers.render_words,
@@ -48,12 +58,20 @@ def render_page(content: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
         fact=fact_text,
         kind=numbers.render_kind,
     )
-    environment.globals.update(interval=numbers.render_interval, gauge=gauge, segment=segment_color)
+    environment.globals.update(
+        interval=numbers.render_interval,
+        gauge=gauge,
+        segment=segment_color,
+        table_of=table_of,
+        measure_meaning=lambda name: MEANINGS.get(name, ""),
+        human_charted=MAX_CHARTED,
+    )
     return environment.get_template("report.html.j2").render(
         **content,
         charts={name: Markup(text) for name, text in draw_charts(content).items()},
         answers=answers,
         answers_json=Markup(script_json(answers)),
+        people_json=Markup(script_json(people)) if people and people["cells"] else "",
         recipe_yaml=yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True),
         css=Markup((_HERE / "static" / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -64,26 +82,19 @@ def render_page(content: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
 
 
 def assets_digest() -> str:
-    """Return a digest of the page's template, style and script: another one means another page."""
+    """Return a digest of the page's templates, styles and scripts: another one means another page."""
     state = hashlib.blake2b(digest_size=8)
-    for name in _ASSETS:
-        state.update((_HERE / name).read_bytes())
+    for folder in ("templates", "static"):
+        for path in sorted((_HERE / folder).iterdir()):
+            state.update(path.name.encode() + path.read_bytes())
     return state.hexdigest()
 
 
-def draw_charts(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return the charts that the content has numbers for."""
-    drawn = {}
-    if content["domains"]:
-        drawn["domains"] = charts.domains_chart(content["domains"], "domains")
-        drawn["types"] = charts.types_chart(content["types"], "types")
-    if content["lengths"]["rows"]:
-        drawn["lengths"] = charts.lengths_chart(content["lengths"]["rows"], "lengths")
-    if content["floor_by_domain"]:
-        drawn["floors"] = charts.floors_chart(content["floor_by_domain"]["rows"], "floors")
-    if content["training"].get("log"):
-        drawn["training"] = charts.training_chart(content["training"]["log"], "training")
-    return drawn
+def table_of(lines: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> list[tuple[int, list[float | None]]]:
+    """Return curves as rows of a table: a step, and each curve's value there or None."""
+    values: list[dict[int, float]] = [dict(points) for _, points in lines]
+    steps = sorted({step for curve in values for step in curve})
+    return [(step, [curve.get(step) for curve in values]) for step in steps]
 
 
 def browser_data(sample: Sample, source: Source, tally: Tally) -> dict[str, Any]:

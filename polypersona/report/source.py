@@ -19,7 +19,7 @@ from polypersona.questionbank import load_instrument
 from polypersona.recipe import Recipe
 from polypersona.records import Example, Item, Persona, digest
 from polypersona.report.tally import item_key
-from polypersona.storage import RunDirectory
+from polypersona.storage import RunDirectory, load_run
 
 
 @dataclass(slots=True)
@@ -62,6 +62,12 @@ def load_source(run: RunDirectory, recipe: Recipe, sampled: frozenset[str]) -> S
                     _keep_reference(source, example, sampled)
     if recipe.generate.on == "panel":
         _read_panel(source, recipe, sampled)
+    elif human := load_run(run).get("stages", {}).get("dataset", {}).get("figures", {}).get("human"):
+        source.license = human["license"] or human["source"]
+        source.notes.append(
+            f"The respondents are those of the survey “{human['title']}”: no card and no answer of theirs is shown by "
+            f"itself. Source: {human['source'].rstrip('.')}."
+        )
     return source
 
 
@@ -98,7 +104,7 @@ def _keep_reference(source: Source, example: Example, sampled: frozenset[str]) -
     stored = example.metadata
     if stored.get("code") is not None:
         source.reference_codes[stored["item_id"]][int(stored["code"])] += 1
-    if stored["persona_id"] in sampled:
+    if stored["persona_id"] in sampled and not stored.get("is_human"):  # no person of a survey is shown
         source.cards.setdefault(stored["persona_id"], example_persona(example))
         source.references[stored["persona_id"], stored["item_id"]] = str(stored.get("reference", ""))
 

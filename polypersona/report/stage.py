@@ -1,96 +1,136 @@
 """The report stage: reads a run's files, writes `report.html` and `report.json`.
 
-Streams the responses once; holds counters and the sample of answers that the page shows. The same files give the same
-bytes, so a report of unchanged files is not written again.
+With other runs beside it, the page is `report-with-<names>.html`: it has what the run's own page has, and a screen that
+sets the runs side by side. Streams the responses once; holds counters and the sample of answers that the page shows.
+The same files give the same bytes, so a report of unchanged files is not written again.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from polypersona import __version__
-from polypersona.errors import StorageError
-from polypersona.parquet import read_parquet
-from polypersona.recipe import Recipe
+from polypersona.errors import RecipeError, StorageError
+from polypersona.recipe import Recipe, build_recipe, load_recipe
 from polypersona.records import digest
-from polypersona.report.content import Evidence, build_content
+from polypersona.report.beside import build_beside, paired_differences
+from polypersona.report.content import build_content, without_nan
+from polypersona.report.evidence import Evidence, digest_inputs, gather
+from polypersona.report.human import browser_rows
 from polypersona.report.page import assets_digest, browser_data, render_page
-from polypersona.report.sample import Sample
-from polypersona.report.source import load_source
-from polypersona.report.tally import Tally, asked_rows, stream_rows
-from polypersona.rounds import current_quarantine
 from polypersona.storage import RunDirectory, load_run, update_run
 
 PAGE, NUMBERS = "report.html", "report.json"
-_SMALL_FILES = ("scores/scores.json", "adapter/training.json")
+MAX_RUNS = 5
+_LONGEST_NAME = 80
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+def run(recipe: Recipe, others: Sequence[str] = (), directory: RunDirectory | None = None) -> dict[str, Any]:
     """Write the report of the recipe's run and return where it is.
 
+    Args:
+        recipe: of the run.
+        others: the places of other runs to set beside it.
+        directory: of the run, where it is not the recipe's location.
+
     Raises:
-        StorageError: the run has not begun, or one of its files cannot be read.
+        StorageError: a run has not begun, or one of its files cannot be read.
     """
-    directory = RunDirectory.at(recipe.location)
+    directory = directory or RunDirectory.at(recipe.location)
     state = load_run(directory)
     if not state and not directory.names("responses", ".parquet"):
-        raise StorageError(f"There is no run at {directory.path()}.", "Run the recipe first, or name its folder.")
-    inputs = digest_inputs(directory, recipe, state)
-    if directory.exists(PAGE) and directory.exists(NUMBERS) and directory.read_json(NUMBERS).get("inputs") == inputs:
-        return {"report": directory.path(PAGE), "skipped": True}
+        raise _no_run(directory)
+    beside = load_others(directory, others)
+    page_name, numbers_name = _file_names([one.name for _, one, _ in beside])
+    asked = [(directory, recipe, state), *beside]
+    inputs = digest(*(digest_inputs(*one, assets_digest()) for one in asked))
+    is_there = directory.exists(page_name) and directory.exists(numbers_name)
+    if is_there and directory.read_json(numbers_name).get("inputs") == inputs:
+        return {"report": directory.path(page_name), "skipped": True}
     evidence, sample = gather(directory, recipe, state)
-    content = {"inputs": inputs, **build_content(evidence)}
-    page = render_page(content, browser_data(sample, evidence.source, evidence.tally)).encode()
-    directory.write_json(NUMBERS, content)
-    directory.write(PAGE, page)
+    content = {"inputs": inputs, **build_content(evidence), "beside": None}
+    if beside:
+        content["beside"] = _side_by_side(content, evidence, beside)
+    stems = {key: item.stem for key, item in evidence.source.items.items()}
+    people = without_nan(browser_rows(evidence.human, stems)) if evidence.human else None
+    page = render_page(content, browser_data(sample, evidence.source, evidence.tally), people).encode()
+    directory.write_json(numbers_name, content)
+    directory.write(page_name, page)
     figures = {"bytes": len(page), "rows": evidence.tally.num_rows, "shown_rows": sample.num_rows}
-    update_run(directory, {"stages": {"report": {"state": "finished", "figures": figures}}})
-    return {"report": directory.path(PAGE), **figures, "skipped": False}
+    if not beside:
+        update_run(directory, {"stages": {"report": {"state": "finished", "figures": figures}}})
+    return {"report": directory.path(page_name), **figures, "skipped": False}
 
 
-def gather(directory: RunDirectory, recipe: Recipe, state: dict[str, Any]) -> tuple[Evidence, Sample]:
-    """Read everything a report is made of; the responses in one pass."""
-    tally, sample = Tally(), Sample()
-    for table in stream_rows(directory):
-        tally.add(table)
-        sample.add(asked_rows(table))
-    scores, training = (directory.read_json(name) if directory.exists(name) else {} for name in _SMALL_FILES)
-    source = load_source(directory, recipe, frozenset(sample.rows))
-    return Evidence(recipe, state, scores, training, tally, source, count_quarantine(directory, state)), sample
+def find_run(place: str, overrides: Sequence[str] = ()) -> tuple[Recipe, RunDirectory]:
+    """Return the recipe and the run directory that a place names: a recipe's file, or a run's folder or URL.
 
-
-def count_quarantine(directory: RunDirectory, state: dict[str, Any]) -> Counter[str]:
-    """Return how many rows were set aside, by reason; `state` is the run's run.json.
+    Args:
+        place: the one or the other.
+        overrides: of a recipe's values; a run's folder takes none.
 
     Raises:
-        StorageError: a file of quarantined rows cannot be read.
+        RecipeError: the recipe is no good, or a run's folder was named with overrides.
     """
-    reasons: Counter[str] = Counter()
-    fs, root = directory.filesystem()
-    for name in current_quarantine(directory, state["fingerprint"]).values() if "fingerprint" in state else ():
-        try:
-            table = read_parquet(f"{root}/{name}", ["reason"], fs)
-        except (pa.ArrowException, OSError) as error:
-            raise StorageError(
-                f"{directory.path(name)} cannot be read: {error}.",
-                "Delete it and the file of that name in responses/, and run generate again.",
-            ) from error
-        reasons.update(str(reason) for reason in table["reason"].to_pylist())
-    return reasons
+    directory = RunDirectory.at(place)
+    if not place.endswith((".yaml", ".yml")) and directory.exists("run.json"):
+        if overrides:
+            raise RecipeError(
+                f"{directory.path()} is a run, and its recipe is what it was run with.", "Leave --set out."
+            )
+        return _recipe_of(directory, load_run(directory)), directory
+    recipe = load_recipe(place, overrides)
+    return recipe, RunDirectory.at(recipe.location)
 
 
-def digest_inputs(directory: RunDirectory, recipe: Recipe, state: dict[str, Any]) -> str:
-    """Return a digest of what the report is made of: small files by content, shards and splits by name and size."""
-    stages = {name: value for name, value in state.get("stages", {}).items() if name != "report"}
-    parts: list[object] = [__version__, assets_digest(), recipe.model_dump_json()]
-    parts.append(json.dumps({**state, "stages": stages}, sort_keys=True, default=str))
-    parts.extend(directory.read(name) if directory.exists(name) else b"" for name in _SMALL_FILES)
-    fs, root = directory.filesystem()
-    for folder, suffix in (("responses", ".parquet"), ("quarantine", ".parquet"), ("dataset", ".jsonl")):
-        for name in directory.names(folder, suffix):
-            parts.append((name, fs.get_file_info(f"{root}/{name}").size))
-    return digest(*parts)
+def load_others(directory: RunDirectory, locations: Sequence[str]) -> list[tuple[RunDirectory, Recipe, dict[str, Any]]]:
+    """Return the runs at some places, with their recipes and run.json.
+
+    Raises:
+        StorageError: there is no run at one of them, one is named twice, or there are too many.
+    """
+    if len(locations) >= MAX_RUNS:
+        raise StorageError(
+            f"{len(locations) + 1} runs are asked for, and {MAX_RUNS} can stand side by side.",
+            "Name fewer with --with.",
+        )
+    found: list[tuple[RunDirectory, Recipe, dict[str, Any]]] = []
+    for location in locations:
+        other = RunDirectory.at(location)
+        if other.location in (directory.location, *(one.location for one, _, _ in found)):
+            raise StorageError(f"{other.path()} is named twice.", "Name each run once.")
+        state = load_run(other)
+        found.append((other, _recipe_of(other, state), state))
+    return found
+
+
+def _side_by_side(
+    content: Mapping[str, Any], evidence: Evidence, beside: Sequence[tuple[RunDirectory, Recipe, dict[str, Any]]]
+) -> dict[str, Any]:
+    contents, recipes, state = [content], [evidence.recipe], evidence.run
+    for directory, recipe, other in beside:
+        contents.append(build_content(gather(directory, recipe, other)[0]))
+        recipes.append(recipe)
+    paired = paired_differences(evidence.against, state, [one for _, _, one in beside])
+    found: dict[str, Any] = without_nan(build_beside(contents, recipes, paired))
+    return found
+
+
+def _file_names(names: Sequence[str]) -> tuple[str, str]:
+    if not names:
+        return PAGE, NUMBERS
+    joined = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names))
+    if len(joined) > _LONGEST_NAME:
+        joined = f"{joined[: _LONGEST_NAME - 9]}-{digest(joined)[:8]}"
+    return f"report-with-{joined}.html", f"report-with-{joined}.json"
+
+
+def _recipe_of(directory: RunDirectory, state: Mapping[str, Any]) -> Recipe:
+    if "recipe" not in state:
+        raise _no_run(directory)
+    return build_recipe(state["recipe"], where=directory.path("run.json"))
+
+
+def _no_run(directory: RunDirectory) -> StorageError:
+    return StorageError(f"There is no run at {directory.path()}.", "Run the recipe first, or name its folder.")

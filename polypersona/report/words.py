@@ -30,11 +30,11 @@ IGNORES_CARDS = (
 
 # Shown first, in this order: first whether answers are valid and follow the card, then how the texts look.
 HEADLINE_METRICS = (
-    "stanceagreement", "exactagreement", "nearagreement", "quadratickappa", "validity", "bleu", "rouge1",
-    "rougel", "distinct2",
+    "stanceagreement", "exactagreement", "nearagreement", "quadratickappa", "stanceconsistency", "contradictionrate",
+    "factfaithfulness", "retestdrawskappa", "retestwaveskappa", "validity", "bleu", "rouge1", "rougel", "distinct2",
     "lengthsimilarity", "sentimentsimilarity", "bertscoref1", "surveyquality",
 )  # fmt: skip
-MAX_CARDS = 9
+MAX_CARDS = 12
 
 _MEANINGS = {
     "stanceagreement": "how often the answer takes the reference's side: for, against or neither",
@@ -52,6 +52,13 @@ _MEANINGS = {
     "lengthsimilarity": "how close the answer's length is to the reference's",
     "sentencesimilarity": "how close the number of sentences is to the reference's",
     "sentimentsimilarity": "how close the tone is to the reference's",
+    "stanceconsistency": "how often a respondent takes the same side on questions of one construct",
+    "contradictionrate": "how often a respondent takes opposite sides on questions of one construct",
+    "interitemcorrelation": "how far a respondent's answers to questions of one construct go together",
+    "factfaithfulness": "how often a fact that an answer states about its speaker is the card's",
+    "factrate": "how often an answer states a fact about its speaker that a card can judge",
+    "retestdrawskappa": "agreement of a respondent with itself when asked again, beyond chance",
+    "retestwaveskappa": "agreement of a respondent with itself in another wave, beyond chance",
     "surveyquality": "mean of the named checks of a well-formed answer",
 }
 
@@ -152,13 +159,19 @@ _INSTRUMENT = (
 )
 
 
-def conclusions(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return (what can be concluded, what cannot), as sentences."""
+def conclusions(
+    recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str, Any], screens: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[str], list[str]]:
+    """Return (what can be concluded, what cannot), as sentences; `screens` bring their own as `can` and `cannot`."""
     reference = str(scores.get("reference", "none"))
     can = [_INSTRUMENT if recipe.generate.engine != "fake" else _MACHINERY]
-    if not scores:
+    if not scores and not screens:
         can.append(
             "No scores were computed for this run, so nothing can be said about the answers' agreement with anything."
+        )
+    elif not scores:
+        can.append(
+            "No scores were computed for this run: what is known of the answers comes from what else was measured."
         )
     elif reference == "none":
         can.append("There is no reference: only properties of the answers themselves were measured.")
@@ -167,10 +180,12 @@ def conclusions(recipe: Recipe, scores: Mapping[str, Any], summary: Mapping[str,
     else:
         can.append("How close the answers are to the reference answers of the dataset, each score beside its floor.")
     can.extend(_conditioning(scores.get("conditioning") or {}))
+    can.extend(text for screen in screens for text in screen["can"])
     cannot = [
         "What people think. No person answered: shares and averages estimate nothing in any population.",
         "Whether groups of people differ. Differences between groups come from the model and the cards.",
     ]
+    cannot.extend(text for screen in screens for text in screen["cannot"])
     cannot.append("How this run compares with the paper's printed scores: those come from other data.")
     return can, cannot
 
@@ -192,8 +207,14 @@ def _gain_sentence(conditioning: Mapping[str, Any]) -> str:
     )
 
 
+def telling(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of the metrics that get a card."""
+    return [row for row in rows if plain_key(str(row["metric"])) in HEADLINE_METRICS]
+
+
 def headline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows that get a card, in order of weight; where none is known, the first ones."""
-    keys = [plain_key(str(row["metric"])) for row in rows]
-    known = [rows[keys.index(name)] for name in HEADLINE_METRICS if name in keys]
-    return (known or list(rows))[:MAX_CARDS]
+    """Return the rows that get a card, in order of weight; where none is known, the first defined ones."""
+    defined = [row for row in rows if is_defined(row["score"])]
+    keys = [plain_key(str(row["metric"])) for row in defined]
+    known = [defined[keys.index(name)] for name in HEADLINE_METRICS if name in keys]
+    return (known or defined)[:MAX_CARDS]

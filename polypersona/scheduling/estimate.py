@@ -1,4 +1,4 @@
-"""How long generation takes and what it costs: a plan and what was measured → expected rows, tokens, hours, cost.
+"""How long training and generation take: a plan and what was measured → expected rows, tokens, hours, cost.
 
 Pure: no clock, no Ray, no file. What was not measured on the plan's hardware is not known, and says so.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from polypersona.scheduling.calibration import Calibration
 from polypersona.scheduling.machines import Inventory
 from polypersona.scheduling.policy import GeneratePlan
+from polypersona.scheduling.training_pace import TrainingPace
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,53 @@ def estimate_generation(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingEstimate:
+    """What tuning an adapter is expected to take; every figure is None where it is not known, and `reason` says why."""
+
+    reason: str
+    rows: int | None = None
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    hours: float | None = None
+    cost: float | None = None
+    cost_reason: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the estimate as JSON values."""
+        return asdict(self)
+
+
+def estimate_training(
+    pace: TrainingPace | None, rows: float, inventory: Inventory, prices: Mapping[str, float]
+) -> TrainingEstimate:
+    """Return what tuning is expected to take: tokens of the rows over the pace; start-up and validation come on top.
+
+    Args:
+        pace: as an earlier training of the same kind had it; None where there was none.
+        rows: to train on, those of all epochs.
+        inventory: what is paid for.
+        prices: per hour, by Ray resource name.
+    """
+    if pace is None:
+        return TrainingEstimate(
+            "no training of this kind has ended on this hardware yet; polypersona finetune keeps its pace, and a tenth "
+            "of an epoch will do: --set finetune.epochs=0.1 --set name=trial"
+        )
+    tokens = rows * pace.tokens_per_row
+    hours = tokens / pace.tokens_per_s / 3600
+    cost, cost_reason = _cost(hours, inventory, prices, "training")
+    return TrainingEstimate(
+        reason=f"measured by a training on {pace.date} on this hardware; start-up and validation come on top",
+        rows=round(rows),
+        tokens=round(tokens),
+        tokens_per_s=pace.tokens_per_s,
+        hours=hours,
+        cost=cost,
+        cost_reason=cost_reason,
+    )
+
+
 def _reason(found: Sequence[Calibration]) -> str:
     dates = " and ".join(dict.fromkeys(one.date for one in found))
     hardware = ", ".join(one.hardware for one in found)
@@ -108,10 +156,12 @@ def _reason(found: Sequence[Calibration]) -> str:
     return f"measured by polypersona bench on {dates} on this hardware: {hardware}, {together} at once{notes}"
 
 
-def _cost(hours: float, inventory: Inventory, prices: Mapping[str, float]) -> tuple[float | None, str]:
+def _cost(
+    hours: float, inventory: Inventory, prices: Mapping[str, float], stage: str = "generation"
+) -> tuple[float | None, str]:
     if not prices:
         return None, ""
     amounts = {"CPU": inventory.cpus, "GPU": float(len(inventory.gpus))}
     per_hour = sum(amounts[name] * price for name, price in prices.items())
     terms = " + ".join(f"{amounts[name]:g} {name} × {price:g}" for name, price in sorted(prices.items()))
-    return hours * per_hour, f"hours × ({terms}) from cluster.prices; generation only"
+    return hours * per_hour, f"hours × ({terms}) from cluster.prices; {stage} only"

@@ -130,11 +130,14 @@ def _stored_node(stored: Mapping[str, Any]) -> Node:
     if other := sorted(set(stored) - known):
         raise ValueError(f"a node has no {other[0]!r}")
     store = stored.get("object_store_bytes")
+    has_bf16 = stored.get("has_cpu_bf16", False)
+    if not isinstance(has_bf16, bool):
+        raise ValueError(f"has_cpu_bf16 is true or false, not {has_bf16!r}")
     return Node(
-        cpus=float(stored["cpus"]),
-        memory_bytes=int(stored["memory_bytes"]),
+        cpus=_amount(stored, "cpus"),
+        memory_bytes=int(_amount(stored, "memory_bytes")),
         gpus=tuple(_stored_gpu(gpu) for gpu in stored.get("gpus", [])),
-        has_cpu_bf16=bool(stored.get("has_cpu_bf16", False)),
+        has_cpu_bf16=has_bf16,
         processor=str(stored.get("processor", "")),
         node_id=str(stored.get("node_id", "")),
         labels={str(key): str(value) for key, value in stored.get("labels", {}).items()},
@@ -148,10 +151,18 @@ def _stored_gpu(stored: Mapping[str, Any]) -> Gpu:
     free = stored.get("free_bytes")
     return Gpu(
         str(stored["name"]),
-        int(stored["memory_bytes"]),
-        float(stored["capability"]),
+        int(_amount(stored, "memory_bytes")),
+        _amount(stored, "capability"),
         None if free is None else int(free),
     )
+
+
+def _amount(stored: Mapping[str, Any], key: str) -> float:
+    """Return a number that is stored; one that is missing, or not above zero, would be a guess."""
+    value = stored[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{key} is a number above 0, not {value!r}")
+    return float(value)
 
 
 @contextlib.contextmanager

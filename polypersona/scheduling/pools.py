@@ -15,10 +15,9 @@ from typing import Any
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import Recipe
 from polypersona.scheduling.machines import ACCELERATOR, GIB, MARKET, NODE_ID, SPOT, Decision, Inventory, Node
+from polypersona.scheduling.precision import LEAST_CAPABILITY
 
 CPU = "CPU"
-# The least compute capability that computes in a precision, or in weights that bitsandbytes has quantised.
-LEAST_CAPABILITY: Mapping[str, float] = {"fp32": 0.0, "fp16": 5.3, "bf16": 8.0, "none": 0.0, "nf4": 6.0, "int8": 7.5}
 # Bytes of weights, measured in those of 16 bits.
 WEIGHT_SHARES: Mapping[str, float] = {"fp32": 2.0, "fp16": 1.0, "bf16": 1.0, "nf4": 0.3, "int8": 0.55}
 # Of a GPU's memory, what weights and cache may take together; the rest is activations and the runtime.
@@ -85,13 +84,7 @@ def leave_out(inventory: Inventory, demand: Demand) -> tuple[Inventory, tuple[Le
     Raises:
         InfeasiblePlanError: the kind of a GPU is not known, or none of them can.
     """
-    for node in inventory.nodes:
-        if node.unknown_gpus:
-            raise InfeasiblePlanError(
-                f"{node.node_id or 'A node'} offers {node.unknown_gpus} GPUs of unknown kind and memory: its "
-                "nvidia-smi does not list them.",
-                "Install nvidia-smi there, or set cluster.limits.GPU: 0 to answer on CPUs.",
-            )
+    refuse_unknown_gpus(inventory)
     reasons: dict[str, str] = {}
     for name, nodes in nodes_by_kind(inventory).items():
         if reason := _shortcoming(nodes, demand):
@@ -103,6 +96,21 @@ def leave_out(inventory: Inventory, demand: Demand) -> tuple[Inventory, tuple[Le
         )
     used = tuple(replace(node, gpus=()) if node.accelerator in reasons else node for node in inventory.nodes)
     return replace(inventory, nodes=used), tuple(LeftOut(*pair) for pair in reasons.items())
+
+
+def refuse_unknown_gpus(inventory: Inventory) -> None:
+    """Refuse GPUs that nobody could describe: what fits them is not known.
+
+    Raises:
+        InfeasiblePlanError: a node offers such devices.
+    """
+    for node in inventory.nodes:
+        if node.unknown_gpus:
+            raise InfeasiblePlanError(
+                f"{node.node_id or 'A node'} offers {node.unknown_gpus} GPUs of unknown kind and memory: its "
+                "nvidia-smi does not list them.",
+                "Install nvidia-smi there, or set cluster.limits.GPU: 0 to compute on CPUs.",
+            )
 
 
 def nodes_by_kind(inventory: Inventory) -> dict[str, list[Node]]:
@@ -147,7 +155,7 @@ def plan_pools(
     for name, count in counts.items():
         nodes = kinds[name]
         share = min(min(1.0, int(1000 * node.cpus / len(node.gpus)) / 1000) for node in nodes)
-        selector, fallback = _prefer_spot({} if is_only else _selector(name, nodes), nodes)
+        selector, fallback = _prefer_spot({} if is_only else node_selector(name, nodes), nodes)
         reason = actors.reason if is_only else f"{actors.reason}; of these {name}: {count}"
         bound = count if limit is not None and len(counts) > 1 else _bound(count, most, limit, 1)
         pools.append(Pool(name, Decision(count, reason), bound, share, 1, 0, selector, fallback))
@@ -204,7 +212,7 @@ def _bound(count: int, most: int | None, limit: float | None, each: float) -> in
     return max(count, min(bounds)) if bounds else None
 
 
-def _selector(name: str, nodes: Sequence[Node]) -> dict[str, str]:
+def node_selector(name: str, nodes: Sequence[Node]) -> dict[str, str]:
     """Return the labels that choose a kind of GPU: Ray's own where every node has it, else the nodes by id."""
     if all(node.labels.get(ACCELERATOR) == name for node in nodes):
         return {ACCELERATOR: name}

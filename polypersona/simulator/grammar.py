@@ -189,6 +189,13 @@ def stated_facts(text: str, persona: Persona) -> tuple[int, int]:
     return true, stated
 
 
+def value_phrases(name: str, value: str) -> Sequence[str]:
+    """Return the phrases in which an answer states that an attribute has a value, without articles of nouns."""
+    table = {"area": _AREA_PHRASES, "work": _WORK_PHRASES, "education": _EDUCATION_PHRASES, "marital": _MARITAL_PHRASES}
+    phrase = table.get(name, {}).get(value)
+    return () if phrase is None else (re.sub(r"^an? ", "", phrase),)
+
+
 def _is_sentence(pattern: re.Pattern[str], sentence: str) -> bool:
     return pattern.fullmatch(sentence) is not None and not _SAID_TWICE.search(sentence)
 

@@ -35,7 +35,8 @@ class Frame:
     """What rows are sorted by; the same in every thread.
 
     `human_codes` (items, respondents) are the humans' codes for pairs, `row_of` the respondent of a persona. `bits` is
-    the fixed point of weights. `num_interviews` is waves × draws.
+    the fixed point of weights. `num_interviews` is waves × draws. `exponents` (items,) are what the probabilities of an
+    answer's options are raised to, None where they stay.
     """
 
     items: tuple[Aligned, ...]
@@ -46,6 +47,7 @@ class Frame:
     bits: int
     human_codes: npt.NDArray[np.int32]
     row_of: Mapping[str, int]
+    exponents: FloatArray | None = None
 
     @cached_property
     def place(self) -> Mapping[str, int]:
@@ -190,6 +192,8 @@ class Rows:
         listed = table.column("option_probs").combine_chunks()
         sizes = pc.fill_null(pc.list_value_length(listed), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = pc.list_flatten(listed).to_numpy(zero_copy_only=False)
+        if frame.exponents is not None and len(flat):
+            flat = tempered(flat, sizes, frame.exponents[item])
         profiles = np.array([frame.of_persona[name] for name in people], np.int64)
         return cls(profiles, persona, item, option, code, weight, interview, human, flat, sizes, len(frame.items))
 
@@ -200,6 +204,22 @@ def _dictionary(table: pa.Table, name: str) -> tuple[IntArray, list[Any]]:
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     return array.indices.to_numpy(zero_copy_only=False).astype(np.int64), array.dictionary.to_pylist()
+
+
+def tempered(
+    flat: npt.NDArray[np.float32] | FloatArray, sizes: IntArray, exponents: FloatArray
+) -> npt.NDArray[np.float32]:
+    """Return the probabilities of some answers' options, each answer's raised to a power and normalised again.
+
+    Args:
+        flat: all answers' probabilities, one after another.
+        sizes: how many each answer has.
+        exponents: of each answer.
+    """
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    powers = np.power(flat.astype(np.float64), exponents[row])
+    totals = np.bincount(row, weights=powers, minlength=len(sizes))
+    return np.asarray(powers / totals[row], dtype=np.float32)
 
 
 def human_codes(

@@ -38,14 +38,12 @@ class Grouping:
         return self.demographic.column
 
     def place(self, value: AttributeValue | None) -> int:
-        """Return the index of a value's group, `UNKNOWN` where it has none."""
+        """Return the index of a value's group, `UNKNOWN` where it has none. A band may be given as its label."""
         if value is None:
             return UNKNOWN
-        if self.starts:
-            number = whole_number(str(value))
-            if number is None or number < self.starts[0]:
-                return UNKNOWN
-            return int(np.searchsorted(self.starts, number, side="right")) - 1
+        number = whole_number(str(value)) if self.starts else None
+        if number is not None:
+            return int(np.searchsorted(self.starts, number, side="right")) - 1 if number >= self.starts[0] else UNKNOWN
         folded = " ".join(str(value).casefold().split())
         return next((place for place, label in enumerate(self.labels) if label.casefold() == folded), UNKNOWN)
 

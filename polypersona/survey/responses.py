@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -18,6 +19,13 @@ from polypersona.survey.tally import Tally
 # Values of a batch's widest array: rows × options.
 BATCH_VALUES = 1_000_000
 MAX_THREADS = 8
+
+
+class Sums(Protocol):
+    """What rows are added to; threads may do it at once."""
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows, all of their personas."""
 
 
 def batch_rows(width: int) -> int:
@@ -54,16 +62,25 @@ def tally_responses(
         StorageError: a file cannot be read, or holds what the run cannot have.
     """
     tally = Tally.empty(frame)
+    feed(directory, batches, tally, advance)
+    return tally
+
+
+def feed(directory: RunDirectory, batches: Sequence[Sequence[str]], sums: Sums, advance: Callable[[int], None]) -> None:
+    """Add all batches to sums, several at once.
+
+    Raises:
+        StorageError: as `tally_responses`.
+    """
     threads = max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
     def add(names: Sequence[str]) -> int:
-        tally.add(pa.concat_tables([read_columns_of(directory, name) for name in names]))
+        sums.add(pa.concat_tables([read_columns_of(directory, name) for name in names]))
         return len(names)
 
     with ThreadPoolExecutor(threads) as pool:
         for count in pool.map(add, batches):
             advance(count)
-    return tally
 
 
 def read_columns_of(directory: RunDirectory, name: str) -> pa.Table:

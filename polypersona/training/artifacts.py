@@ -1,4 +1,4 @@
-"""What stands beside an adapter's weights: training.json, the card, the TensorBoard events. Knows values, not torch."""
+"""What stands beside an adapter's weights: training.json and the TensorBoard events. Knows values, not torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from polypersona.models.catalogue import BASE_MODELS
+from polypersona.training.card import kept_entry
 from polypersona.training.job import Outcome, TrainingJob
 
 SCHEMA_VERSION = 1
 _LIBRARIES = ("polypersona", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "ray")
-_CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+_NO_CURVES = {"step", "epoch"}
 
 
 def build_training(
@@ -37,7 +37,7 @@ def build_training(
         **measured,
         **facts,
         "loss": last(log, "loss"),
-        "eval_loss": last(log, "eval_loss"),
+        "eval_loss": kept_entry({"best": measured.get("best"), "log": log}).get("eval_loss"),
         "tokens_per_s": _number(outcome.tokens * _share_done(outcome) / max(outcome.seconds, 1e-9)),
         "versions": library_versions(),
         "content": dict(content),
@@ -45,49 +45,15 @@ def build_training(
     }
 
 
-def render_card(training: Mapping[str, Any]) -> bytes:
-    """Return the adapter's README: what it is, what it was made from, what it must not be used for."""
-    base = training["base"]["name"]
-    known = BASE_MODELS.get(base)
-    settings = training["settings"]
-    license_line = f"license: {known.license}\n" if known else ""
-    loss, eval_loss = training["loss"], training["eval_loss"]
-    rows = [
-        ("base model", f"`{base}`"),
-        ("hash of the base", f"`{training['base']['hash']}`"),
-        ("examples", f"{training['num_examples']} in training, {training['num_validation']} in validation"),
-        ("prompts cut at the head", f"{training['num_shortened']:,}, to {settings['max_length']} tokens a row"),
-        ("LoRA", f"rank {settings['rank']}, alpha {settings['alpha']}, dropout {settings['dropout']}"),
-        ("attached to", ", ".join(f"`{name}`" for name in training["targets"])),
-        ("learning rate", f"{settings['learning_rate']:g}, {settings['scheduler']}"),
-        ("global batch", f"{settings['batch_size'] * settings['accumulation']} examples"),
-        ("steps", f"{training['steps']} ({settings['epochs']:g} epochs), {training['tokens']:,} tokens"),
-        ("precision", f"{training['dtype']}, quantisation {training['quantization']}"),
-        ("last training loss", "not measured" if loss is None else f"{loss:.4f}"),
-        ("last validation loss", "not measured" if eval_loss is None else f"{eval_loss:.4f}"),
-        ("fingerprint", f"`{training['fingerprint']}`"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {base}\n{license_line}tags: [lora, synthetic, survey]\n---\n\n"
-        "# LoRA adapter for synthetic survey responses\n\n"
-        "Made by polypersona. Its training answers are **synthetic**, unless the dataset's card says otherwise, and so "
-        "is every answer it gives: they stand for no person and are no substitute for asking people.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        "The loss is the mean negative log-likelihood of an answer token. Load it with "
-        "`peft.PeftModel.from_pretrained(base, folder)`; the whole log is in `training.json`.\n"
-    ).encode()
-
-
 def build_events(log: Sequence[Mapping[str, float | None]]) -> dict[str, bytes]:
-    """Return TensorBoard event files by name: one curve each for loss, validation loss, learning rate, gradient."""
+    """Return TensorBoard event files by name: a curve for the loss, the rate, the gradient, each validation score."""
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             for entry in log:
-                for name in _CURVES:
-                    if (value := entry.get(name)) is not None:
+                for name in sorted(set(entry) - _NO_CURVES):
+                    if (value := entry[name]) is not None:
                         writer.add_scalar(f"train/{name}", value, int(entry["step"] or 0))
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 

@@ -7,38 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
-from polypersona.chatml import ChatTokenizer, encode_example
+from polypersona.chatml import ChatTokenizer, encode_example, shared_prefix_length
 from polypersona.errors import DatasetError
 from polypersona.records import Example
+from polypersona.training.choice_loss import ChoiceBatch, collate_choices
+from polypersona.training.choices import ChoiceRow, sampling_weight
 
-IGNORED = -100
 # What a prompt keeps at least when it is shortened: the end of the question and the assistant's header.
 MIN_PROMPT_TOKENS = 16
+LEAST_SHARED_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """One example: `ids` are prompt and answer, the last `num_answer` of them the answer with its end of turn."""
+    """One example: `ids` are prompt and answer, the last `num_answer` of them the answer with its end of turn.
+
+    `weight` is how often it is drawn, one on average.
+    """
 
     ids: tuple[int, ...]
     num_answer: int
+    weight: float = 1.0
+
+
+AnyRow: TypeAlias = EncodedRow | ChoiceRow
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
     """The rows in the examples' order, and how many prompts were shortened."""
 
-    rows: tuple[EncodedRow, ...]
+    rows: tuple[AnyRow, ...]
     num_shortened: int
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(row.ids) for row in self.rows]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """How often each row is drawn, in proportion; None where all count alike."""
+        found = [row.weight for row in self.rows]
+        return found if any(weight != found[0] for weight in found) else None
 
 
 def encode_examples(tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int) -> EncodedRows:
@@ -62,27 +77,66 @@ def encode_examples(tokenizer: ChatTokenizer, examples: Sequence[Example], max_l
             )
         if len(prompt) > room:
             prompt, num_shortened = prompt[-room:], num_shortened + 1
-        rows.append(EncodedRow((*prompt, *answer), len(answer)))
+        rows.append(EncodedRow((*prompt, *answer), len(answer), sampling_weight(example)))
     return EncodedRows(tuple(rows), num_shortened)
 
 
-def collate(rows: Sequence[EncodedRow], pad_id: int, *, is_head_limited: bool = True) -> dict[str, Any]:
-    """Return a batch padded on the left, so that all answers end together.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right, so that causal attention needs no mask: nothing real ever sees what follows it.
 
-    With `is_head_limited` the model's head computes logits for the last K positions only, K being the longest answer
-    plus the token before it, and labels are (rows, K); otherwise labels are (rows, tokens). Prompts and padding are
-    ignored by the loss either way.
+    `ids` are (rows, tokens). `sources` are the places in rows × tokens, flat, whose next token belongs to an answer;
+    `targets` are those next tokens. With `num_shared` tokens that all `num_rows` rows begin with, `ids` are one row:
+    those tokens once, then the rest of each row, padded to one width.
     """
-    width = max(len(row.ids) for row in rows)
-    kept = max(row.num_answer for row in rows) + 1 if is_head_limited else width
-    kept = min(kept, width)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)  # (rows, tokens)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)  # (rows, tokens)
-    labels = torch.full((len(rows), kept), IGNORED, dtype=torch.long)  # (rows, K)
+
+    ids: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+    num_rows: int
+    num_shared: int = 0
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Return (1, tokens): where each token stands in its row, for a batch with shared tokens."""
+        width = (self.ids.shape[1] - self.num_shared) // self.num_rows
+        steps = torch.arange(self.num_shared + width, device=self.ids.device)
+        return torch.cat([steps[: self.num_shared], steps[self.num_shared :].repeat(self.num_rows)])[None]
+
+    def to(self, device: str) -> Batch:
+        """Return the batch on a device."""
+        ids, sources, targets = (one.to(device, non_blocking=True) for one in (self.ids, self.sources, self.targets))
+        return Batch(ids, sources, targets, self.num_rows, self.num_shared)
+
+
+def num_shared_tokens(rows: Sequence[AnyRow]) -> int:
+    """Return with how many tokens of their prompts all rows begin; 0 for rows of choices, or too few to gain by."""
+    prompts = [row.ids[: len(row.ids) - row.num_answer] for row in rows if isinstance(row, EncodedRow)]
+    found = shared_prefix_length(prompts) if len(prompts) == len(rows) else 0
+    return found if found >= LEAST_SHARED_TOKENS else 0
+
+
+def collate(rows: Sequence[AnyRow], pad_id: int, num_shared: int = 0) -> Batch | ChoiceBatch:
+    """Return the rows, all of one kind, as one batch; the loss is taken at `sources` and nowhere else.
+
+    The first `num_shared` tokens are those of all rows, and stand in the batch once.
+    """
+    choices = [row for row in rows if isinstance(row, ChoiceRow)]
+    if choices:
+        return collate_choices(choices, pad_id)
+    return _collate([row for row in rows if isinstance(row, EncodedRow)], pad_id, num_shared)
+
+
+def _collate(rows: Sequence[EncodedRow], pad_id: int, num_shared: int) -> Batch:
+    longest = max(len(row.ids) for row in rows)
+    width = longest - num_shared
+    ids = torch.tensor([[*row.ids[num_shared:], *[pad_id] * (longest - len(row.ids))] for row in rows])
+    if num_shared:
+        ids = torch.cat([torch.tensor(rows[0].ids[:num_shared]), ids.flatten()])[None]
+    sources: list[int] = []
+    targets: list[int] = []
     for index, row in enumerate(rows):
-        ids[index, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[index, width - len(row.ids) :] = 1
-        labels[index, kept - row.num_answer :] = torch.tensor(row.ids[len(row.ids) - row.num_answer :])
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
-    return {**batch, "logits_to_keep": kept} if is_head_limited else batch
+        end = index * width + len(row.ids) - 1
+        sources += range(end - row.num_answer, end)
+        targets += row.ids[len(row.ids) - row.num_answer :]
+    return Batch(ids, torch.tensor(sources), torch.tensor(targets), len(rows), num_shared)

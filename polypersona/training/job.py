@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from polypersona.recipe_sections import FinetuneSettings
 
 # Raised when the same job would make another adapter.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What is trained. Everything but `threads` decides the adapter.
+    """What is trained. Everything up to `trust_remote_code` decides the adapter; the rest is how it is computed.
 
-    `model` is what `load_model` takes; `base_name` is what the adapter records as its base.
+    `model` is what `load_model` takes; `base_name` is what the adapter records as its base. `micro_batch` are rows of
+    one forward on one worker, None for the settings' batch size; a worker that runs out of memory goes on with fewer.
+    None for `checkpointing`, `optimizer` and `attention` is by device: a quantised base is checkpointed on a GPU; AdamW
+    keeps 8-bit pages on a GPU and plain states on a CPU; a CPU multiplies attention out ("eager"), a GPU fuses it.
+    On a CPU `keeps_freed` trades memory for speed (`models.allocator`).
     """
 
     model: str
@@ -27,16 +31,24 @@ class TrainingJob:
     revision: str | None = None
     trust_remote_code: bool = False
     threads: int = 1
+    micro_batch: int | None = None
+    checkpointing: bool | None = None
+    optimizer: Literal["adamw_torch", "paged_adamw_8bit"] | None = None
+    attention: Literal["eager", "sdpa"] | None = None
+    keeps_freed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a training, besides its last checkpoint.
 
-    `log` has one entry per logged step: step, epoch, loss, learning_rate, grad_norm, and eval_loss where it was
-    measured. `first_step` is above 0 where a checkpoint was resumed; `seconds` are this attempt's. Token counts are
-    those of the whole training, padding excluded. `num_shortened` prompts, of training and validation, were
-    longer than a row may be and lost their head.
+    `log` has one entry per logged step: step, epoch, loss, learning_rate, grad_norm, and where the adapter was
+    validated eval_loss and the scores of what it wrote. `first_step` is above 0 where a checkpoint was resumed;
+    `seconds` are this attempt's. Token counts are those of the whole training as planned, padding excluded.
+    `num_shortened` prompts, of training and validation, were longer than a row may be and lost their head. `batch_size`
+    and `accumulation` are those of the last step of the first worker. `shortages` are its changes of the micro-batch
+    for want of memory. `best` says which step's adapter was kept and why, None for the last one's. `is_stopped_early`
+    says that `steps` is less than was planned, because validation no longer improved.
     """
 
     log: tuple[dict[str, float], ...]
@@ -52,3 +64,6 @@ class Outcome:
     num_trainable: int
     targets: tuple[str, ...]
     targets_inferred: bool
+    shortages: tuple[dict[str, Any], ...] = ()
+    best: dict[str, Any] | None = None
+    is_stopped_early: bool = False

@@ -1,17 +1,16 @@
 """The training loop: a base model, encoded rows and settings → an adapter, checkpoint by checkpoint.
 
-Runs in one process of a group, or alone; knows torch and the Hugging Face Trainer, no recipe, no run directory and no
-Ray. Sample order is a function of the job, dropout of the seed, the step and the worker's rank; so a resumed training
-ends where an undisturbed one does. Another number of workers shares out the same examples of a step and draws other
-dropout.
+Runs in one process of a group, or alone; knows torch, no recipe, no run directory and no Ray. Which rows a step sees is
+a function of the job; dropout of the seed, the step and the worker's rank. So a resumed training ends where an
+undisturbed one does, bit for bit. Another number of workers, or another micro-batch, shares out the same rows of a
+step, adds up the same gradient in another order, and draws other dropout.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
+import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +18,36 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from polypersona.errors import ModelError, RunFailedError
-from polypersona.models.allocator import keep_freed_memory
-from polypersona.models.loading import Dtype, load_base_model, load_tokenizer
-from polypersona.models.lora import attach_lora, lora_targets
+from polypersona.errors import RunFailedError
+from polypersona.models.allocator import keep_freed_memory, return_freed_memory
+from polypersona.models.loading import load_tokenizer
 from polypersona.records import Example, seed_from
-from polypersona.training.encoding import EncodedRow, collate, encode_examples
+from polypersona.training.checkpoints import State, load_checkpoint, save_best, save_checkpoint
+from polypersona.training.choices import encode_choices
+from polypersona.training.encoding import EncodedRow, EncodedRows, encode_examples, num_shared_tokens
+from polypersona.training.gradients import ShareOfStep
 from polypersona.training.job import Outcome, TrainingJob
-from polypersona.training.sampling import num_steps, share_batch, steps_per_epoch, training_order
+from polypersona.training.optimizing import build_optimizer, clip, learning_rate
+from polypersona.training.sampling import accumulation_of, num_steps, steps_per_epoch, training_order
+from polypersona.training.trainable import Trainable, build_trainable
+from polypersona.training.validation import (
+    Question,
+    choose_questions,
+    describe_scores,
+    validation_loss,
+    validation_scores,
+)
 
 CHECKPOINTS_PER_EPOCH = 4
-# A report is a barrier that the controller answers every two seconds.
+# A report is a barrier that the controller answers now and then.
 MIN_STEPS_BETWEEN_CHECKPOINTS = 20
 MAX_LOG_POINTS = 500
-_LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process stands: its rank among `world_size`, its device, and a fresh local folder."""
+    """Where this process stands: its rank among `world_size`, its device, and a local folder of its own."""
 
     folder: Path
     device: str = "cpu"
@@ -53,11 +60,18 @@ class Listeners:
     """What the loop tells others.
 
     `on_step` gets the number of steps done. `on_checkpoint` gets the metrics and the folder, None on all ranks but the
-    first; every rank calls it the same number of times.
+    first; every rank calls it the same number of times. `on_begin` gets the state that training goes on from.
+    `on_shortage` gets one entry each time memory ran out: step, rank, micro_batch, next and reason.
+
+    `before_forward` is for tests: it is called with the number of rows before each forward of training, and what it
+    raises counts as that forward's own failure. No recipe reaches it.
     """
 
     on_step: Callable[[int], None] = lambda step: None
     on_checkpoint: Callable[[dict[str, Any], Path | None], None] = lambda metrics, folder: None
+    on_begin: Callable[[State], None] = lambda state: None
+    on_shortage: Callable[[dict[str, Any]], None] = lambda shortage: None
+    before_forward: Callable[[int], None] = lambda rows: None
 
 
 def train(
@@ -73,251 +87,229 @@ def train(
     Raises:
         ModelError: the base cannot be loaded or trained as asked.
         DatasetError: an example cannot be encoded.
+        InfeasiblePlanError: memory does not hold a single row.
         RunFailedError: the loss is not finite.
     """
     torch.set_num_threads(job.threads)
     if place.device == "cpu":
-        keep_freed_memory()
-    settings = job.settings
+        (keep_freed_memory if job.keeps_freed else return_freed_memory)()
     tokenizer = load_tokenizer(job.model, revision=job.revision, trust_remote_code=job.trust_remote_code)
-    encoded = encode_examples(tokenizer, examples, settings.max_length)
-    held_out = encode_examples(tokenizer, validation, settings.max_length)
-    model, targets = _build_model(job, place.device)
-    micro, accumulation = share_batch(settings.global_batch, settings.batch_size, place.world_size)
-    order = training_order(encoded.lengths, settings.global_batch, job.seed, settings.epochs)
-    epoch_steps = steps_per_epoch(len(encoded.rows), settings.global_batch)
-    steps = num_steps(len(encoded.rows), settings.global_batch, settings.epochs)
-    trainer = _OrderedTrainer(
-        model=model,
-        args=_arguments(job, place, micro, accumulation, steps),
-        rows=encoded.rows,
-        order=order,
-        pad_id=tokenizer.pad_token_id,
-        is_head_limited=_can_limit_head(model),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Watcher(trainer, job, place, listeners, held_out.rows, epoch_steps))
+    encoded = encode_rows(tokenizer, examples, job)
+    held_out = encode_rows(tokenizer, validation, job)
+    questions = choose_questions(validation, _whole_rows(tokenizer, validation, job), job.settings.validation_rows)
+    trainable = build_trainable(job, place.device)
+    training = _Training(job, tokenizer, encoded, held_out, questions, trainable, place, listeners)
     begin = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    return Outcome(
-        log=_merged_log(trainer.state.log_history, epoch_steps),
-        steps=int(trainer.state.global_step),
-        first_step=trainer.first_step,
-        seconds=time.perf_counter() - begin,
-        tokens=sum(len(encoded.rows[index].ids) for index in order),
-        answer_tokens=sum(encoded.rows[index].num_answer for index in order),
-        num_shortened=encoded.num_shortened + held_out.num_shortened,
-        batch_size=micro,
-        accumulation=accumulation,
-        world_size=place.world_size,
-        num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        targets=targets.names,
-        targets_inferred=targets.is_inferred,
-    )
+    first_step = training.resume(resume_from) if resume_from else 0
+    training.run()
+    return training.outcome(first_step, time.perf_counter() - begin)
 
 
-def answer_loss(
-    model: Any, rows: Sequence[EncodedRow], pad_id: int, batch_size: int, place: Place, *, is_head_limited: bool
-) -> float:
-    """Return the mean negative log-likelihood of an answer token over all rows and ranks; NaN without rows."""
-    by_length = sorted(rows, key=lambda row: len(row.ids))
-    batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-    sums = torch.zeros(2, dtype=torch.float64)  # summed loss, answer tokens
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for batch in batches[place.rank :: place.world_size]:
-            inputs = collate(batch, pad_id, is_head_limited=is_head_limited)
-            inputs = {
-                name: value.to(place.device) if torch.is_tensor(value) else value for name, value in inputs.items()
-            }
-            num_answer = sum(row.num_answer for row in batch)
-            loss = model(**inputs, use_cache=False).loss
-            sums += torch.tensor([float(loss) * num_answer, num_answer], dtype=torch.float64)
-    model.train(was_training)
-    if place.world_size > 1:
-        shared = sums.to(place.device)
-        distributed.all_reduce(shared)
-        sums = shared.cpu()
-    return float(sums[0] / sums[1]) if sums[1] else math.nan
+def encode_rows(tokenizer: Any, examples: Sequence[Example], job: TrainingJob) -> EncodedRows:
+    """Return the examples as rows of the job's loss: one each, or of one card's choices.
+
+    Raises:
+        DatasetError: an example cannot be encoded, or is no choice where the loss is on choices.
+    """
+    if job.settings.loss == "options":
+        return EncodedRows(encode_choices(tokenizer, examples, job.settings.max_length, job.seed), 0)
+    return encode_examples(tokenizer, examples, job.settings.max_length)
 
 
-class _OrderedTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
-    """The Hugging Face Trainer on rows in a given order: one epoch of it is the whole training."""
-
-    def __init__(
-        self, *, rows: Sequence[EncodedRow], order: Sequence[int], pad_id: int, is_head_limited: bool, **options: Any
-    ) -> None:
-        self.rows = rows
-        self.order = order
-        self.pad_id = pad_id
-        self.is_head_limited = is_head_limited
-        self.first_step = 0
-        super().__init__(train_dataset=list(rows), **options)
-
-    def get_train_dataloader(self) -> Any:
-        """Return the batches of this rank, in order; the library deals out whole micro-batches in turn."""
-        rows: Any = [self.rows[index] for index in self.order]
-        loader: Any = DataLoader(
-            rows,
-            batch_size=self.args.per_device_train_batch_size,
-            shuffle=False,
-            collate_fn=self._collate,
-        )
-        return self.accelerator.prepare(loader)
-
-    def _collate(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
-        return collate(rows, self.pad_id, is_head_limited=self.is_head_limited)
+def _whole_rows(tokenizer: Any, examples: Sequence[Example], job: TrainingJob) -> list[EncodedRow]:
+    """Return the examples as rows with their whole answers where some will be answered in writing."""
+    if not job.settings.validation_rows:
+        return []
+    found = encode_examples(tokenizer, examples, job.settings.max_length).rows
+    return [row for row in found if isinstance(row, EncodedRow)]
 
 
-class _Watcher(TrainerCallback):  # type: ignore[misc]
-    """Seeds each step, validates at each epoch's end, asks for checkpoints, stops when the loss is no number."""
+class _Training:
+    """One process's part of a training."""
 
     def __init__(
         self,
-        trainer: _OrderedTrainer,
         job: TrainingJob,
+        tokenizer: Any,
+        encoded: EncodedRows,
+        held_out: EncodedRows,
+        questions: Sequence[Question],
+        trainable: Trainable,
         place: Place,
         listeners: Listeners,
-        held_out: Sequence[EncodedRow],
-        epoch_steps: int,
     ) -> None:
-        self._trainer = trainer
-        self._job = job
-        self._place = place
-        self._listeners = listeners
-        self._held_out = held_out
-        self._epoch_steps = epoch_steps
-        self._save_steps = max(MIN_STEPS_BETWEEN_CHECKPOINTS, math.ceil(epoch_steps / CHECKPOINTS_PER_EPOCH))
+        settings = job.settings
+        self._job, self._tokenizer, self._place, self._listeners = job, tokenizer, place, listeners
+        self._encoded, self._held_out, self._questions = encoded, held_out, questions
+        self._trainable = trainable
+        self._order = training_order(encoded.lengths, settings.global_batch, job.seed, settings.epochs, encoded.weights)
+        self._epoch_steps = steps_per_epoch(len(encoded.rows), settings.global_batch)
+        self._steps = num_steps(len(encoded.rows), settings.global_batch, settings.epochs)
+        self._save_steps = max(MIN_STEPS_BETWEEN_CHECKPOINTS, math.ceil(self._epoch_steps / CHECKPOINTS_PER_EPOCH))
+        self._log_steps = max(1, math.ceil(self._steps / MAX_LOG_POINTS))
+        self._optimizer = build_optimizer(job, trainable.parameters, place.device)
+        self._scaler = torch.amp.GradScaler(place.device.partition(":")[0], enabled=job.dtype == "fp16")
+        micro = min(job.micro_batch or settings.batch_size, math.ceil(settings.global_batch / place.world_size))
+        self._share = ShareOfStep(
+            trainable,
+            encoded.rows,
+            tokenizer.pad_token_id,
+            micro,
+            num_shared_tokens(encoded.rows) if trainable.shares_prompts else 0,
+            before_forward=listeners.before_forward,
+        )
+        self._state = State()
+        self._window: list[torch.Tensor] = []  # losses since the last logged step
+        self._shortages: list[dict[str, Any]] = []
+        self._best_file = place.folder / "best.safetensors"
+        place.folder.mkdir(parents=True, exist_ok=True)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Note where a resumed training goes on."""
-        self._trainer.first_step = int(state.global_step)
-        self._listeners.on_step(int(state.global_step))
+    def resume(self, folder: Path) -> int:
+        """Go on from a checkpoint and return its step; a micro-batch it had shrunk to is kept."""
+        self._state = load_checkpoint(folder, self._trainable, self._optimizer, self._scaler, self._best_file)
+        self._share.micro_batch = min(self._share.micro_batch, self._state.micro_batch)
+        self._window = [torch.tensor(loss) for loss in self._state.pending]
+        return self._state.step
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Make dropout a function of seed, step and rank, so that a resumed training draws the same."""
-        torch.manual_seed(seed_from(self._job.seed, "dropout", state.global_step, self._place.rank))
+    def run(self) -> None:
+        """Train to the end, or until validation no longer improves."""
+        state = self._state
+        self._listeners.on_begin(state)
+        state.world_size = self._place.world_size
+        self._listeners.on_step(state.step)
+        self._trainable.model.train()
+        while state.step < self._steps and not state.is_finished:
+            norm, rate = self._step()
+            state.step += 1
+            self._note(norm, rate)
+            if self._is_validated():
+                self._validate()
+            if state.step == self._steps:
+                state.is_finished = True
+            if state.is_finished or state.step % self._save_steps == 0:
+                self._save()
+            self._listeners.on_step(state.step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Validate and ask for a checkpoint where one is due."""
-        step = int(state.global_step)
-        is_last = step >= state.max_steps
-        is_epoch_end = step % self._epoch_steps == 0
-        if self._held_out and (is_last or is_epoch_end):
-            was_due = control.should_log  # logging one thing counts as having logged the step
-            self._trainer.log({"eval_loss": self._validate()})
-            control.should_log = was_due
-        control.should_save = is_last or step % self._save_steps == 0
-        self._listeners.on_step(step)
+    def outcome(self, first_step: int, seconds: float) -> Outcome:
+        """Return what came of it."""
+        rows, state, place = self._encoded.rows, self._state, self._place
+        return Outcome(
+            log=tuple(state.log),
+            steps=state.step,
+            first_step=first_step,
+            seconds=seconds,
+            tokens=sum(len(rows[index].ids) for index in self._order),
+            answer_tokens=sum(rows[index].num_answer for index in self._order),
+            num_shortened=self._encoded.num_shortened + self._held_out.num_shortened,
+            batch_size=self._share.micro_batch,
+            accumulation=accumulation_of(self._job.settings.global_batch, place.world_size, self._share.micro_batch),
+            world_size=place.world_size,
+            num_trainable=sum(parameter.numel() for parameter in self._trainable.parameters),
+            targets=self._trainable.targets.names,
+            targets_inferred=self._trainable.targets.is_inferred,
+            shortages=tuple(self._shortages),
+            best=state.best,
+            is_stopped_early=state.step < self._steps,
+        )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """Stop a training that has diverged."""
-        loss = (logs or {}).get("loss", 0.0)
+    def _step(self) -> tuple[torch.Tensor, float]:
+        """Make one step; return the gradient's norm before clipping, and the learning rate."""
+        job, place, step = self._job, self._place, self._state.step
+        batch = job.settings.global_batch
+        indices = self._order[step * batch : (step + 1) * batch]
+        num_answer = sum(self._encoded.rows[index].num_answer for index in indices)
+        for shortage in self._share.compute(
+            indices[place.rank :: place.world_size],
+            num_answer,
+            seed_from(job.seed, "dropout", step, place.rank),
+            float(self._scaler.get_scale()) if self._scaler.is_enabled() else 1.0,
+        ):
+            self._shortages.append({"step": step, "rank": place.rank, **shortage})
+            self._listeners.on_shortage(self._shortages[-1])
+        gradient = self._share.gradient
+        if place.world_size > 1:
+            distributed.all_reduce(gradient)
+        self._window.append(gradient[-1].clone())
+        rate = learning_rate(step, self._steps, job.settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
+        norm = clip(gradient[:-1], job.settings.max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return norm, rate
+
+    def _note(self, norm: torch.Tensor, rate: float) -> None:
+        """Log the step where one is due; only then does the host wait for the device."""
+        step = self._state.step
+        if step % self._log_steps and step < self._steps:
+            return
+        loss = float(torch.stack(self._window).mean())
+        self._window = []
         if not math.isfinite(loss):
             raise RunFailedError(
-                f"The training loss is {loss} at step {state.global_step}.",
+                f"The training loss is {loss} at step {step}.",
                 "Lower finetune.learning_rate, or use model.dtype: fp32.",
             )
+        self._entry().update(loss=loss, learning_rate=rate, grad_norm=float(norm))
 
-    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Hand the checkpoint over; every rank comes here, only the first has a folder to give."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        metrics: dict[str, Any] = {"step": int(state.global_step), "steps": int(state.max_steps)}
-        for entry in state.log_history[-3:]:
-            metrics.update({name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry})
-        self._listeners.on_checkpoint(metrics, folder if self._place.rank == 0 else None)
+    def _entry(self) -> dict[str, float]:
+        """Return the log's entry of this step."""
+        log, step = self._state.log, self._state.step
+        if not log or log[-1]["step"] != step:
+            log.append({"step": step, "epoch": step / self._epoch_steps})
+        return log[-1]
 
-    def _validate(self) -> float:
-        trainer = self._trainer
-        with trainer.accelerator.autocast():
-            return answer_loss(
-                trainer.model,
-                self._held_out,
-                trainer.pad_id,
-                2 * trainer.args.per_device_train_batch_size,
-                self._place,
-                is_head_limited=trainer.is_head_limited,
+    def _is_validated(self) -> bool:
+        if not self._held_out.rows:
+            return False
+        every = self._job.settings.validate_steps or self._epoch_steps
+        return self._state.step % every == 0 or self._state.step == self._steps
+
+    def _validate(self) -> None:
+        """Measure the adapter as it stands; keep it where it is the best so far, and stop where that is long ago."""
+        place, settings, state = self._place, self._job.settings, self._state
+        group = place.rank, place.world_size
+        loss = validation_loss(
+            self._trainable, self._held_out.rows, self._share.pad_id, 2 * self._share.micro_batch, *group
+        )
+        scores = {}
+        if self._questions:
+            scores = validation_scores(self._trainable, self._tokenizer, self._questions, *group)
+        measured = describe_scores(loss, scores)
+        self._entry().update(measured)
+        if settings.best_metric is None:
+            return
+        value = measured.get(f"eval_{settings.best_metric}", math.nan)
+        if not math.isfinite(value):
+            raise RunFailedError(
+                f"finetune.best_metric is {settings.best_metric!r}, which is not defined on this validation split.",
+                "Name another metric, or give the split rows that it can be measured on.",
             )
+        sign = 1 if settings.best_metric == "loss" else -1
+        if state.best is None or sign * value < sign * state.best["value"]:
+            state.best = {"metric": settings.best_metric, "value": value, "step": state.step}
+            state.num_bad = 0
+            if place.rank == 0:
+                save_best(self._best_file, self._trainable)
+        else:
+            state.num_bad += 1
+            state.is_finished = settings.patience is not None and state.num_bad >= settings.patience
 
-
-def _build_model(job: TrainingJob, device: str) -> tuple[Any, Any]:
-    if job.dtype == "fp16" and device == "cpu":
-        raise ModelError("A CPU does not train in fp16.", "Set model.dtype to bf16, fp32 or auto.")
-    # On a CPU the frozen weights stay in fp32 and autocast rounds them as they are used; on a GPU memory decides.
-    stored: Dtype = "fp32" if device == "cpu" else job.dtype
-    base = load_base_model(
-        job.model,
-        dtype=stored,
-        quantization=job.quantization,
-        revision=job.revision,
-        trust_remote_code=job.trust_remote_code,
-        device=device,
-    )
-    if device == "cpu":
-        # The fused kernel's backward pass costs twice the plain products on a CPU.
-        base.set_attn_implementation("eager")
-    base.config.use_cache = False
-    targets = lora_targets(base)
-    set_seed(seed_from(job.seed, "lora") % 2**32)
-    model = attach_lora(
-        base,
-        rank=job.settings.rank,
-        alpha=job.settings.alpha,
-        dropout=job.settings.dropout,
-        names=targets.names,
-        is_checkpointed=job.quantization != "none" and device != "cpu",
-    )
-    return model, targets
-
-
-def _arguments(job: TrainingJob, place: Place, micro: int, accumulation: int, steps: int) -> Any:
-    settings = job.settings
-    is_on_cpu = place.device == "cpu"
-    return TrainingArguments(
-        output_dir=str(place.folder),
-        use_cpu=is_on_cpu,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=settings.warmup_ratio,  # below one it is a share of all steps
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch" if is_on_cpu else "paged_adamw_8bit",
-        bf16=job.dtype == "bf16",
-        fp16=job.dtype == "fp16",
-        seed=seed_from(job.seed, "trainer") % 2**32,
-        data_seed=seed_from(job.seed, "trainer") % 2**32,
-        logging_strategy="steps",
-        logging_steps=max(1, math.ceil(steps / MAX_LOG_POINTS)),
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # the watcher asks for checkpoints
-        save_total_limit=1,
-        eval_strategy="no",  # the watcher validates
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        ddp_find_unused_parameters=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not is_on_cpu,
-    )
-
-
-def _can_limit_head(model: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
-
-
-def _merged_log(history: Sequence[dict[str, Any]], epoch_steps: int) -> tuple[dict[str, float], ...]:
-    """Return one entry per step with step, epoch and what was logged of it; later entries win."""
-    entries: dict[int, dict[str, float]] = {}
-    for logged in history:
-        kept: dict[str, float] = {name: float(logged[name]) for name in _LOGGED if name in logged}
-        if kept:
-            step = int(logged["step"])
-            entries.setdefault(step, {"step": step, "epoch": step / epoch_steps}).update(kept)
-    return tuple(entries[step] for step in sorted(entries))
+    def _save(self) -> None:
+        """Hand a checkpoint over; only the first worker has a folder to give."""
+        state = self._state
+        metrics: dict[str, Any] = {"step": state.step, "steps": self._steps}
+        for entry in state.log[-3:]:
+            metrics.update({name: entry[name] for name in ("loss", "eval_loss") if name in entry})
+        folder = None
+        if self._place.rank == 0:
+            folder = self._place.folder / f"checkpoint-{state.step}"
+            state.micro_batch = self._share.micro_batch
+            state.pending = [float(loss) for loss in self._window]
+            shutil.rmtree(folder, ignore_errors=True)
+            save_checkpoint(folder, self._trainable, self._optimizer, self._scaler, state, self._best_file)
+        self._listeners.on_checkpoint(metrics, folder)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -25,27 +25,50 @@ def steps_per_epoch(num_examples: int, global_batch: int) -> int:
     return max(1, math.ceil(num_examples / global_batch))
 
 
-def training_order(lengths: Sequence[int], global_batch: int, seed: int, epochs: float) -> list[int]:
+def training_order(
+    lengths: Sequence[int], global_batch: int, seed: int, epochs: float, weights: Sequence[float] | None = None
+) -> list[int]:
     """Return the examples' indices for all steps of a training, `global_batch` a step.
 
-    Each epoch holds every example once; its last batch is filled up with the epoch's own first examples.
+    Each epoch holds every example once; its last batch is filled up with the epoch's own first examples. With sampling
+    weights each epoch is drawn anew, as many examples as there are (`draw_epoch`). Drawing, and not a weight in the
+    loss, lets every step learn from as much of the population, and spends nothing on examples that hardly count.
     """
     steps = num_steps(len(lengths), global_batch, epochs)
     order: list[int] = []
     epoch = 0
     while len(order) < steps * global_batch:
-        order += epoch_order(lengths, global_batch, seed_from(seed, "order", epoch))
+        order += epoch_order(lengths, global_batch, seed_from(seed, "order", epoch), weights)
         epoch += 1
     return order[: steps * global_batch]
 
 
-def epoch_order(lengths: Sequence[int], global_batch: int, seed: int) -> list[int]:
+def draw_epoch(weights: Sequence[float], shuffler: random.Random) -> list[int]:
+    """Return as many indices as there are weights, drawn by them.
+
+    By systematic sampling (Madow 1949): index i stands in it n·wᵢ/Σw times, rounded up or down, on average exactly.
+    """
+    order = list(range(len(weights)))
+    shuffler.shuffle(order)
+    step, place, at = sum(weights) / len(weights), shuffler.random(), 0.0
+    drawn: list[int] = []
+    for index in order:
+        at += weights[index] / step
+        while len(drawn) + place < at and len(drawn) < len(weights):
+            drawn.append(index)
+    shuffler.shuffle(drawn)
+    return drawn
+
+
+def epoch_order(
+    lengths: Sequence[int], global_batch: int, seed: int, weights: Sequence[float] | None = None
+) -> list[int]:
     """Return one epoch's indices: shuffled, grouped by length, batches shuffled, the batch with the longest first.
 
     The longest comes first so that a shortage of memory shows at once.
     """
     shuffler = random.Random(seed)
-    order = list(range(len(lengths)))
+    order = list(range(len(lengths))) if weights is None else draw_epoch(weights, shuffler)
     shuffler.shuffle(order)
     while len(order) % global_batch:
         order += order[: global_batch - len(order) % global_batch]
@@ -60,14 +83,6 @@ def epoch_order(lengths: Sequence[int], global_batch: int, seed: int) -> list[in
     return [index for batch in batches for index in batch]
 
 
-def share_batch(global_batch: int, batch_size: int, workers: int) -> tuple[int, int]:
-    """Return (micro-batch, accumulation) of each worker: the largest micro-batch up to `batch_size` that divides.
-
-    Raises:
-        ValueError: the workers do not divide the global batch.
-    """
-    if global_batch % workers:
-        raise ValueError(f"{workers} workers do not divide a global batch of {global_batch}")
-    share = global_batch // workers
-    micro = max(size for size in range(1, min(share, batch_size) + 1) if share % size == 0)
-    return micro, share // micro
+def accumulation_of(global_batch: int, workers: int, micro_batch: int) -> int:
+    """Return how many forwards a worker makes in a step; of the largest share where they differ by a row."""
+    return math.ceil(math.ceil(global_batch / workers) / micro_batch)

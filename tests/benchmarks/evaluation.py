@@ -1,6 +1,7 @@
-"""How fast the text metrics are beside a plain script with the same numbers, and `compare` on 10,000,000 answers.
+"""How fast evaluation is: text metrics beside a plain script, `compare` on 10,000,000 answers, BERTScore.
 
-Run: python -m benchmarks.evaluation --json FILE [--pairs N] [--plain-pairs N] [--no-distribution] (from tests/).
+Run: python tests/benchmarks/evaluation.py --json FILE [--pairs N] [--plain-pairs N] [--answers N]
+[--bertscore-pairs N]. A part with N = 0 is left out.
 
 The package's metrics run over shards of pairs in two processes (a ProcessPoolExecutor, started within the measured
 time); the plain loop of plain_scores.py runs in one, over the first of the same pairs, and its time is scaled to all.
@@ -30,6 +31,9 @@ for _folder in (Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
         sys.path.insert(0, str(_folder))
 
 from benchmarks.answer_pairs import SHARD_PAIRS, write_pairs  # noqa: E402
+from benchmarks.bertscore import NUM_PAIRS as BERTSCORE_PAIRS  # noqa: E402
+from benchmarks.bertscore import bertscore, cache_folder, find_encoder  # noqa: E402
+from benchmarks.distribution import ROWS, distribution_10m  # noqa: E402
 from benchmarks.plain_scores import NUM_COUNTS, NUM_MEANS, PlainScores  # noqa: E402
 from polypersona.metrics.base import IntArray, Metric, Pair, fixed  # noqa: E402
 from polypersona.metrics.bleu import CorpusBleu, NltkBleu, SentenceBleu  # noqa: E402
@@ -39,7 +43,7 @@ from polypersona.metrics.sentiment import SentimentSimilarity  # noqa: E402
 from polypersona.metrics.structure import LengthSimilarity, SentenceSimilarity  # noqa: E402
 from polypersona.records import Item  # noqa: E402
 
-NUM_PAIRS, NUM_PROCESSES = 1_000_000, 2
+NUM_PAIRS, NUM_PROCESSES, PLAIN_SHARE = 1_000_000, 2, 25
 ITEM = Item("lifestyle.open.01", "lifestyle", "How do you spend your evenings?", "open")
 # In the order of a plain row.
 METRICS: tuple[Metric, ...] = (
@@ -159,17 +163,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=NUM_PAIRS)
-    parser.add_argument("--plain-pairs", type=int, help="a tenth of the pairs if left out")
-    parser.add_argument("--no-distribution", action="store_true")
+    parser.add_argument("--plain-pairs", type=int, help=f"one in {PLAIN_SHARE} of the pairs if left out")
+    parser.add_argument("--answers", type=int, default=ROWS, help="closed answers to compare with people")
+    parser.add_argument("--bertscore-pairs", type=int, default=BERTSCORE_PAIRS)
+    parser.add_argument("--encoder", help="a folder; all-MiniLM-L6-v2 is fetched if left out")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        figures = text_metrics(Path(scratch), given.pairs, given.plain_pairs or max(1, given.pairs // 10))
-    if not given.no_distribution:
-        from benchmarks.distribution import distribution_10m
-
-        with tempfile.TemporaryDirectory() as scratch:
-            figures |= distribution_10m(Path(scratch))
+        if given.pairs:
+            plain = given.plain_pairs or max(1, given.pairs // PLAIN_SHARE)
+            figures |= text_metrics(Path(scratch), given.pairs, plain)
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.answers:
+            figures |= distribution_10m(Path(scratch), given.answers)
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.bertscore_pairs:
+            encoder = given.encoder or find_encoder(cache_folder())
+            figures |= bertscore(Path(scratch), encoder, given.bertscore_pairs)
     given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")

@@ -53,6 +53,19 @@ def test_a_key_that_an_inventory_does_not_have_is_refused(tmp_path, key, value):
         load_inventory(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cpus", 0), ("cpus", "8"), ("memory_bytes", -1), ("has_cpu_bf16", "no"), ("memory_bytes", None),
+     ("gpus", [{"name": "T4", "memory_bytes": 1 << 34}]),
+     ("gpus", [{"name": "T4", "memory_bytes": 0, "capability": 7}])],
+)  # fmt: skip
+def test_what_an_inventory_leaves_open_is_an_error_and_never_a_guess(tmp_path, key, value):
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({"nodes": [{"cpus": 8, "memory_bytes": 1 << 35, key: value}]}))
+    with pytest.raises(PolypersonaError, match=r"cluster\.json is no inventory"):
+        load_inventory(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nodes": []}', '{"nodes": [{"cpus": "many"}]}'])
 def test_a_file_that_is_no_inventory_is_named(tmp_path, text):
     path = tmp_path / "cluster.json"

@@ -1,13 +1,11 @@
 """pytest tests/scheduling/test_policy.py"""
 
 import json
-from itertools import product
 
 import pytest
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import build_recipe
-from polypersona.recipe_sections import finetune_settings
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node, limit_inventory
 from polypersona.scheduling.policy import build_plan, plan_generation, plan_training
 
@@ -92,17 +90,6 @@ def test_weights_are_quantised_only_where_a_gpu_is_too_small():
     small, large = Inventory((Node(8, 64 * GIB, (T4,)),)), Inventory((Node(8, 64 * GIB, (A100,)),))
     assert build_plan(recipe(), small, 10, weight_bytes=14 * GIB).generate.quantization.value == "nf4"
     assert build_plan(recipe(), large, 10, weight_bytes=14 * GIB).generate.quantization.value == "none"
-
-
-def test_the_global_batch_is_the_recipes_for_any_workers():
-    grid = product((1, 2, 3, 4, 7, 8, 64), ("auto", 1, 3, 5, 16), ("paper", "tiny"))
-    for gpus, workers, preset in grid:
-        asked = recipe(finetune={"workers": workers, "preset": preset})
-        inventory = Inventory((Node(64, 512 * GIB, (A100,) * gpus),))
-        train = build_plan(asked, inventory).train
-        expected = finetune_settings(asked.finetune).global_batch
-        assert train.workers.value * train.batch_size * train.accumulation == expected
-        assert train.workers.value * train.gpus_per_worker <= gpus
 
 
 def test_limits_cut_the_inventory_node_by_node():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypersona.training.sampling import epoch_order, num_steps, share_batch, training_order
+from polypersona.training.sampling import accumulation_of, epoch_order, num_steps, training_order
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120)
 
@@ -48,24 +48,13 @@ def test_epochs_differ_and_seeds_differ() -> None:
     assert order != training_order(lengths, 8, 8, 2)
 
 
-# (global batch, batch size, workers) → (micro-batch, accumulation)
-SHARES = [
-    ((16, 4, 1), (4, 4)),
-    ((16, 4, 2), (4, 2)),
-    ((16, 16, 1), (16, 1)),
-    ((16, 16, 2), (8, 1)),
-    ((12, 8, 1), (6, 2)),
-    ((15, 4, 5), (3, 1)),
-]
+# (global batch, workers, micro-batch) → accumulation; workers need not divide the batch
+SHARES = [((16, 1, 4), 4), ((16, 2, 4), 2), ((16, 2, 8), 1), ((15, 5, 3), 1), ((16, 3, 4), 2), ((2, 4, 1), 1)]
 
 
 @pytest.mark.parametrize(("asked", "expected"), SHARES)
-def test_the_global_batch_is_shared_exactly(asked: tuple[int, int, int], expected: tuple[int, int]) -> None:
-    assert share_batch(*asked) == expected
-    micro, accumulation = expected
-    assert micro * accumulation * asked[2] == asked[0]
-
-
-def test_workers_that_do_not_divide_the_global_batch_raise() -> None:
-    with pytest.raises(ValueError, match="3 workers do not divide"):
-        share_batch(16, 4, 3)
+def test_accumulation_follows_from_the_number_of_workers(asked: tuple[int, int, int], expected: int) -> None:
+    assert accumulation_of(*asked) == expected
+    batch, workers, _ = asked
+    rows = list(range(batch))
+    assert sorted(row for rank in range(workers) for row in rows[rank::workers]) == rows

@@ -78,6 +78,30 @@
   fill(filters.type, items.map((item) => item.type));
   fill(filters.disposition, rows.map((row) => row.disposition));
 
+  // Respondents by an attribute of their card, where it has few enough values to choose from.
+  const MOST_VALUES = 60;
+  const attribute = byId("filter-attribute");
+  const attributeValue = byId("filter-value");
+  const valuesOf = new Map();
+  personas.forEach((persona) => persona.card.forEach(([name, value]) => {
+    if (!valuesOf.has(name)) valuesOf.set(name, new Set());
+    valuesOf.get(name).add(value);
+  }));
+  [...valuesOf].filter(([, values]) => values.size > 1 && values.size <= MOST_VALUES).forEach(([name]) => {
+    const option = make("option", "", name);
+    option.value = name;
+    attribute.append(option);
+  });
+  const showValues = () => {
+    const values = attribute.value ? [...valuesOf.get(attribute.value)] : [];
+    values.sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
+    attributeValue.replaceChildren(make("option", "", "all"), ...values.map((value) => make("option", "", value)));
+    attributeValue.options[0].value = "";
+    attributeValue.disabled = !values.length;
+  };
+  const isWanted = (persona) => !attributeValue.value
+    || persona.card.some(([name, value]) => name === attribute.value && value === attributeValue.value);
+
   let page = 0;
   const terms = () => plain(search.value).split(/\s+/).filter(Boolean);
 
@@ -89,6 +113,7 @@
       if (filters.type.value && item.type !== filters.type.value) continue;
       if (filters.disposition.value && row.disposition !== filters.disposition.value) continue;
       const persona = personas[row.persona];
+      if (!isWanted(persona)) continue;
       if (!wanted.every((term) => row.searchable.includes(term) || item.searchable.includes(term) || persona.searchable.includes(term))) continue;
       if (!groups.has(row.persona)) groups.set(row.persona, []);
       groups.get(row.persona).push(row);
@@ -152,6 +177,18 @@
   search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(restart, 120); });
   search.form.addEventListener("submit", (event) => { event.preventDefault(); restart(); });
   Object.values(filters).forEach((filter) => filter.addEventListener("change", restart));
+  attribute.addEventListener("change", () => { showValues(); restart(); });
+  attributeValue.addEventListener("change", restart);
+  search.form.addEventListener("reset", () => setTimeout(() => { showValues(); restart(); }));
+  byId("answers-csv").addEventListener("click", () => {
+    const head = ["persona_id", "item_id", "question", "domain", "type", "wave", "draw", "outcome", "answer", "reference"];
+    const lines = matching(terms()).flatMap(([index, answers]) => answers.map((row) => {
+      const item = items[row.item];
+      return [personas[index].id, item.id, item.stem, item.domain, item.type, row.wave, row.draw, row.disposition, row.text,
+        row.reference || ""];
+    }));
+    window.polypersona.save("answers", [head, ...lines], "synthetic");
+  });
   const turn = (by) => { page += by; draw(); byId("answers").scrollIntoView(); };
   byId("page-back").addEventListener("click", () => turn(-1));
   byId("page-next").addEventListener("click", () => turn(1));

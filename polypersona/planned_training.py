@@ -1,0 +1,55 @@
+"""A training before it begins: what a start finds of an adapter, and what it settles about making it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polypersona.fingerprint import digest_of
+from polypersona.roster import Member
+from polypersona.scheduling.training_plan import TrainPlan
+from polypersona.training.job import TrainingJob
+from polypersona.training.sampling import num_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An adapter as a start finds it: what it follows from, its precision where that is settled, and its training.json.
+
+    `training` is None where it is still to be trained.
+    """
+
+    member: Member
+    content: Mapping[str, Any]
+    precision: Mapping[str, str] | None
+    training: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A training that can begin."""
+
+    member: Member
+    content: Mapping[str, Any]
+    plan: TrainPlan
+    precision: Mapping[str, str]
+    job: TrainingJob
+    num_examples: int
+    num_rows: int
+    memory_parts: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the adapter before it is there."""
+        return digest_of(self.content)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser."""
+        return num_steps(self.num_rows, self.job.settings.global_batch, self.job.settings.epochs)
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON values, with the precision that the run is frozen to."""
+        return {**self.plan.as_json(), **self.precision}

@@ -1,0 +1,79 @@
+"""Run: pytest tests/bias/test_battery.py. The battery as a stage, on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from polypersona import generate
+from polypersona.bias import battery
+from polypersona.cli.main import cli
+from polypersona.errors import StorageError
+from polypersona.ledger import RESPONSES
+from polypersona.recipe import build_recipe
+from polypersona.storage import RunDirectory
+from polypersona.verify import verify
+
+
+def recipe_of(tmp_path, name="run", engine="fake", **generating):
+    return build_recipe(
+        {
+            "name": name,
+            "out": str(tmp_path),
+            "panel": {"source": "sampled", "size": 80},
+            "instrument": {"bank": "questionbank", "domains": ["finance", "technology"]},
+            "model": {"base": "tiny", "adapter": "none"},
+            "generate": {"engine": engine, "shard_personas": 40, **generating},
+        }
+    )
+
+
+@pytest.mark.ray
+def test_the_battery_is_answered_once_in_a_folder_of_its_own_and_adds_nothing_to_the_run(local_ray, tmp_path):
+    recipe = recipe_of(tmp_path)
+    generate.run(recipe)
+    directory = RunDirectory.at(recipe.location)
+    before = directory.sizes(RESPONSES)
+    found = battery.run(recipe, sample=60)
+    assert directory.sizes(RESPONSES) == before
+    nested = RunDirectory.at(f"{recipe.location}/bias")
+    assert verify(nested).is_clean
+    files = {name: nested.read(name) for name in nested.names(RESPONSES)}
+    again = battery.run(recipe, sample=60)
+    assert {name: nested.read(name) for name in nested.names(RESPONSES)} == files
+    assert json.dumps(again) == json.dumps(found)
+    effects = {row["effect"]: row for row in found["effects"]}
+    # The fake engine answers by hashing: an added option gets its share, and nothing else has a direction.
+    assert effects["dont_know"]["low"] > 0.05
+    for name in ("option_order", "typo", "letter_swap", "acquiescence"):
+        assert effects[name]["low"] < 0 < effects[name]["high"], name
+    assert {row["habit"] for row in found["habits"]} >= {"straight_lining", "refusal", "said_before"}
+    more = battery.run(recipe, sample=70)
+    assert more["sample"] == 70
+    assert {name: nested.read(name) for name in files} == files
+
+
+@pytest.mark.ray
+def test_the_command_prints_effects_and_the_drift_to_another_run(local_ray, tmp_path):
+    path = tmp_path / "recipe.json"
+    for name, seed in (("one", 1), ("two", 2)):
+        recipe = recipe_of(tmp_path, name, "rules")
+        path.write_text(recipe.model_copy(update={"seed": seed}).model_dump_json(exclude_unset=True))
+        against = ["--against", str(tmp_path / "one")] if name == "two" else []
+        done = CliRunner().invoke(cli, ["bias", str(path), "--sample", "20", *against])
+        assert done.exit_code == 0, done.output
+    assert "Acquiescence" in done.output
+    assert "Control: a letter missing" in done.output
+    assert "Drift: this run minus" in done.output
+    stored = json.loads((tmp_path / "two" / "scores" / "bias.json").read_text())
+    assert stored["synthetic"] is True
+    drift = {row["name"]: row for row in stored["drift"]}
+    assert (drift["acquiescence"]["change"], drift["typo"]["change"]) == (0, 0)
+    assert drift["middle"]["is_comparable"]
+
+
+def test_a_run_without_a_battery_is_no_measure_of_drift(tmp_path):
+    with pytest.raises(StorageError, match="There is no battery"):
+        battery.run(recipe_of(tmp_path), 10, RunDirectory.at(tmp_path / "nowhere"))

@@ -1,0 +1,113 @@
+"""Run: pytest tests/evaluation/test_paired.py. Two runs written by hand; the last tests on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from click.testing import CliRunner
+from scored_runs import people_and_items, persona_blind, row, rows_of, scored_recipe, table, taught, write_shards
+
+from polypersona.cli.main import cli
+from polypersona.errors import StorageError
+from polypersona.evaluation.paired import _rows, compare_runs, measure_bucket
+from polypersona.metrics.catalogue import choose_metrics
+from polypersona.metrics.table import build_rows
+from polypersona.references import TeacherReferences
+from polypersona.scoring import Scorer, Settings
+from polypersona.storage import RunDirectory
+
+METRICS = ["stance_agreement", "exact_agreement", "bleu", "rouge1"]
+
+
+def settings_of(recipe) -> Settings:
+    people, items = people_and_items(recipe)
+    references = TeacherReferences.build(people, items, recipe.seed, has_rationale=False)
+    by_id = {item.item_id: item for item in items}
+    return Settings(choose_metrics(METRICS, None)[0], (), by_id, references, recipe.seed, 300)
+
+
+def overall(settings, tally):
+    return {one["metric"]: one for one in _rows(settings, tally, "overall")}
+
+
+def test_a_run_differs_from_itself_by_nothing_and_from_a_persona_blind_one_by_what_the_persona_adds(tmp_path):
+    recipe = scored_recipe(tmp_path)
+    settings = settings_of(recipe)
+    own, blind = rows_of(recipe, taught(recipe.seed + 1)), rows_of(recipe, persona_blind(recipe))
+    same = overall(settings, measure_bucket(settings, own, own))
+    assert {one["difference"] for one in same.values()} == {0.0}
+    assert {one["p"] for one in same.values()} == {None}
+    found = overall(settings, measure_bucket(settings, own, blind))["stance_agreement"]
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert found["effect"] > 0.3
+    assert found["p"] < 0.01
+    assert found["personas"] == 60
+
+
+def test_pairing_makes_the_interval_narrower_than_two_runs_apart_would(tmp_path):
+    recipe = scored_recipe(tmp_path)
+    settings = settings_of(recipe)
+    own = rows_of(recipe, taught(recipe.seed + 1))
+    changed = [one | ({"text": "No."} if place % 50 == 0 else {}) for place, one in enumerate(own)]
+    paired = overall(settings, measure_bucket(settings, own, changed))["rouge1"]
+    scorer = Scorer.build(settings)
+    scorer.add(table(own))
+    alone = next(
+        one for one in build_rows(settings.layout, scorer.partial.sums, "overall") if one["metric"] == "rouge1"
+    )
+    assert 0 < paired["low"] < paired["difference"] < paired["high"]
+    assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
+
+
+def test_only_cells_that_both_answered_count_and_any_split_gives_the_same_figures(tmp_path):
+    recipe = scored_recipe(tmp_path)
+    settings = settings_of(recipe)
+    own, other = rows_of(recipe, taught(recipe.seed + 1)), rows_of(recipe, taught(recipe.seed + 2))
+    people, items = people_and_items(recipe)
+    own[0] = row(people[0], items[0], disposition="error", error="out of memory")
+    whole = measure_bucket(settings, own, other[:-8])
+    assert whole.cells["overall", "all"] == len(own) - 8
+    assert overall(settings, whole)["rouge1"]["n"] == len(own) - 9
+    split = None
+    for start in (0, 1, 2):
+        chosen = {person.persona_id for person in people[start::3]}
+        sides = [[one for one in rows if one["persona_id"] in chosen] for rows in (own, other[:-8])]
+        random.Random(start).shuffle(sides[0])
+        part = measure_bucket(settings, *sides)
+        if split is None:
+            split = part
+        else:
+            split.merge(part)
+    for kind in ("overall", "domain", "item"):
+        assert _rows(settings, split, kind) == _rows(settings, whole, kind)
+
+
+@pytest.mark.ray
+def test_two_runs_are_compared_by_the_command_whatever_their_shards(local_ray, tmp_path):
+    files = []
+    for place, shards in enumerate(((1, 3), (5, 2))):
+        runs = []
+        for name, answers, count in zip(("a", "b"), (taught, persona_blind), shards, strict=True):
+            recipe = scored_recipe(tmp_path / str(place), name, metrics=METRICS)
+            rows = rows_of(recipe, answers(recipe.seed + 1) if answers is taught else answers(recipe))
+            runs.append(write_shards(recipe, rows, count))
+        result = CliRunner().invoke(cli, ["difference", *(run.path() for run in runs)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "a minus b (synthetic): 480 cells of 60 personas and 8 items" in result.output
+        stored = json.loads(runs[0].read("scores/against-b.json"))
+        files.append({key: value for key, value in stored.items() if key not in ("run", "against")})
+    assert files[0] == files[1]
+    assert {one["group"] for one in files[0]["by_domain"]} == {"finance", "technology"}
+
+
+def test_runs_without_a_common_item_are_refused(tmp_path):
+    first = scored_recipe(tmp_path, "first")
+    write_shards(first, rows_of(first, taught(1))[:8], 1)
+    second = first.model_copy(
+        update={"name": "second", "instrument": first.instrument.model_copy(update={"domains": ["healthcare"]})}
+    )
+    write_shards(second, rows_of(second, taught(1))[:8], 1)
+    with pytest.raises(StorageError, match="no item in common"):
+        compare_runs(RunDirectory.at(first.location), RunDirectory.at(second.location))

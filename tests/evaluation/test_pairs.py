@@ -1,0 +1,68 @@
+"""Run: pytest tests/evaluation/test_pairs.py. No Ray and no encoder: tables in, parts out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from scored_runs import people_and_items, rows_of, scored_recipe, table, taught
+
+from polypersona.evaluation import pairs
+from polypersona.evaluation.pairs import Buckets, Packer, part_digest
+from polypersona.metrics.catalogue import choose_metrics
+from polypersona.references import TeacherReferences
+from polypersona.scoring import Scorer, Settings
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return scored_recipe(tmp_path)
+
+
+def settings_of(recipe) -> Settings:
+    people, items = people_and_items(recipe)
+    references = TeacherReferences.build(people, items, recipe.seed, has_rationale=False)
+    return Settings(
+        choose_metrics(["bleu"], None)[0], (), {item.item_id: item for item in items}, references, recipe.seed, 0
+    )
+
+
+def parts_of(settings: Settings, rows, num_shards: int):
+    buckets, size = Buckets.of(settings.items.values(), settings.seed), -(-len(rows) // num_shards)
+    found = [
+        buckets.collect(Scorer.build(settings), [table(rows[start : start + size])])
+        for start in range(0, len(rows), size)
+    ]
+    packer, parts = Packer(), []
+    for bucket in range(buckets.count):
+        parts += packer.add([tables[bucket] for tables in found])
+    return [*parts, packer.close()]
+
+
+def test_the_parts_hold_every_pair_once_and_do_not_depend_on_shards(recipe, monkeypatch):
+    monkeypatch.setattr(pairs, "PART_CHARACTERS", 4000)
+    settings, rows = settings_of(recipe), rows_of(recipe, taught(recipe.seed + 1))
+    parts = parts_of(settings, rows, 1)
+    compared = {(one[2], one[3]) for one in Scorer.build(settings).compared_texts(table(rows))}
+    assert len(parts) > 5
+    assert {pair for part in parts for pair in part} == compared
+    random.Random(3).shuffle(rows)
+    assert [part_digest(part) for part in parts_of(settings, rows, 7)] == [part_digest(part) for part in parts]
+
+
+def test_a_text_is_in_one_part_but_for_those_at_the_cuts(recipe, monkeypatch):
+    monkeypatch.setattr(pairs, "PART_CHARACTERS", 4000)
+    settings, rows = settings_of(recipe), rows_of(recipe, taught(recipe.seed + 1))
+    parts = [{text for pair in part for text in pair} for part in parts_of(settings, rows, 3)]
+    repeated = sum(len(part) for part in parts) - len(set().union(*parts))
+    assert repeated <= 2 * len(parts)
+    naive = sum(len({text for pair in part for text in pair}) for part in _by_person(settings, rows, len(parts)))
+    assert sum(len(part) for part in parts) < 0.85 * naive
+
+
+def _by_person(settings: Settings, rows, num_parts: int):
+    """The same pairs, cut where shards are: what the order of the rotation is measured against."""
+    size = -(-len(rows) // num_parts)
+    for start in range(0, len(rows), size):
+        found = Scorer.build(settings).compared_texts(table(rows[start : start + size]))
+        yield {(text, reference) for _, _, text, reference in found}

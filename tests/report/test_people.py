@@ -1,0 +1,71 @@
+"""A run beside people, from `compare` to the page: words, alarms, and groups that are too small to be shown."""
+
+import json
+import re
+
+import pytest
+from report.people_runs import compared_run
+
+from polypersona.recipe import build_recipe
+from polypersona.report import stage
+from polypersona.report.human import short_labels
+from polypersona.storage import load_run
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    run = compared_run(tmp_path_factory.mktemp("people"))
+    recipe = build_recipe(load_run(run)["recipe"])
+    stage.run(recipe, directory=run)
+    return recipe, run, run.read("report.html").decode(), run.read_json("report.json")
+
+
+def browsed(page):
+    return json.loads(re.search(r'id="people-data">(.*?)</script>', page, re.DOTALL).group(1))
+
+
+def test_a_collapse_of_variance_is_a_warning_and_is_marked(compared):
+    _, _, page, numbers = compared
+    assert numbers["human"]["collapsed"] == ["q1"]
+    assert any(text.startswith("Variance collapse on 1 of") for text in numbers["warnings"])
+    assert "variance collapse" in page
+    assert any(text.startswith("How far the run is from people") for text in numbers["can_conclude"])
+
+
+def test_a_group_of_three_people_is_nowhere_on_the_page(compared):
+    _, _, page, numbers = compared
+    labels = [row["group"] for group in numbers["human"]["groups"] for row in group["rows"]]
+    assert labels == ["city", "village"]
+    assert ["area", "island"] not in browsed(page)["groups"]
+    assert numbers["human"]["hidden_cells"] == 3
+    assert "3 combinations of question and subgroup" in re.sub(r"\s+", " ", page)
+
+
+def test_the_page_says_whose_the_human_data_are(compared):
+    assert "Toy survey of people" in compared[2]
+    assert "made up for tests, CC0" in compared[2]
+    assert 'data-source="synthetic answers beside human data: made up for tests, CC0' in compared[2]
+
+
+def test_the_browser_has_the_shares_of_people_and_run(compared):
+    data = browsed(compared[2])
+    q3 = [item[0] for item in data["items"]].index("q3")
+    cell = next(cell for cell in data["cells"] if cell[:2] == [q3, data["groups"].index(["all", "all"])])
+    assert cell[2:4] == [123, 123]
+    for side in (0, 3):
+        assert sum(option[side] for option in cell[5]) == pytest.approx(100, abs=0.01)
+
+
+def test_a_comparison_of_other_responses_is_named(compared):
+    recipe, run, _, _ = compared
+    stored = run.read_json("scores/human.json")
+    run.write_json("scores/human.json", {**stored, "fingerprint": "another"})
+    stage.run(recipe, directory=run)
+    assert any("rests on other responses" in text for text in run.read_json("report.json")["warnings"])
+    run.write_json("scores/human.json", stored)
+
+
+def test_questions_of_a_battery_are_told_apart_by_how_they_end():
+    same = "How much do you agree or disagree with this? "
+    labels = short_labels({"a": f"{same}Voting matters", "b": f"{same}Voting is hard", "c": "Do you vote?", "d": "d"})
+    assert labels == {"a": "a: …matters", "b": "b: …is hard", "c": "c: Do you vote?", "d": "d"}
