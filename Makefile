@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Files of tests side by side, one a core; more than four would be as many Rays.
-PYTEST := $(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+# Files of tests side by side: those that start Ray wait more than they compute.
+PYTEST := $(BIN)/python -m pytest tests --numprocesses 3 --dist loadfile
 
 .PHONY: help setup demo test check fix test-slow smoke clean
 
