@@ -236,6 +236,7 @@ CONTENT = {
     *(f"model.{key}" for key in ("base", "dtype", "quantization", "adapter", "revision", "trust_remote_code")),
     *(f"finetune.{key}" for key in ("preset", "epochs", "learning_rate", "rank", "alpha", "dropout")),
     *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length", "loss")),
+    *(f"finetune.{key}" for key in ("validation_rows", "validate_steps", "best_metric", "patience")),
     *(f"generate.{key}" for key in ("on", "engine", "closed", "rationale", "context", "order", "calibration")),
     *(f"generate.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")),
     *(f"generate.{key}" for key in ("repetition_penalty", "stop", "length_norm", "shard_personas", "persona")),
@@ -255,7 +256,7 @@ SPEED = {
     *(f"generate.endpoint.{key}" for key in ("key_variable", "limit_parameter", "concurrency", "timeout_s")),
     *(f"generate.endpoint.{key}" for key in ("max_retries", "requests_per_minute")),
     *(f"evaluate.{key}" for key in ("metrics", "reference", "bertscore_model", "bootstrap")),
-    *(f"cluster.{key}" for key in ("limits", "prices")),
+    *(f"cluster.{key}" for key in ("limits", "prices", "policy", "memory_gb")),
 }
 
 

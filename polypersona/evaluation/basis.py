@@ -138,10 +138,10 @@ def read_rows(directory: RunDirectory, name: str) -> pa.Table:
     Raises:
         StorageError: it is no such file.
     """
-    return read_table(directory, name, COLUMNS)
+    return read_columns(directory, name, COLUMNS)
 
 
-def read_table(directory: RunDirectory, name: str, columns: Sequence[str]) -> pa.Table:
+def read_columns(directory: RunDirectory, name: str, columns: Sequence[str]) -> pa.Table:
     """Return columns of a file of responses, those with dictionaries as plain values.
 
     Raises:

@@ -29,7 +29,7 @@ import ray
 
 from polypersona.content import refuse_another_recipe
 from polypersona.errors import PolypersonaError, StorageError
-from polypersona.evaluation.basis import build_settings, choose_reference, read_table, response_files
+from polypersona.evaluation.basis import build_settings, choose_reference, read_columns, response_files
 from polypersona.ledger import item_key
 from polypersona.metrics.base import IntArray, Metric
 from polypersona.metrics.sums import GroupKey, Kind, Sums, group_labels
@@ -194,7 +194,7 @@ def _split(
 ) -> tuple[pa.Table | PolypersonaError | None, ...]:
     """Return the rows of some shards about some items, a table a bucket of personas, and a failure that has a name."""
     try:
-        tables = [read_table(directory, name, _READ) for name in names]
+        tables = [read_columns(directory, name, _READ) for name in names]
     except PolypersonaError as error:
         return *([None] * num_buckets), error
     table = pa.concat_tables(tables)

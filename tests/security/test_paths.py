@@ -23,6 +23,7 @@ WRITES_ELSEWHERE = {
     "native.py", "calibration.py",  # the user's cache folder
     "pretraining.py",  # the shipped model, by its own script
     "folder.py", "settings.py", "finetune.py", "submission.py",  # temporary folders
+    "adapter_files.py", "checkpoints.py",  # temporary folders, too
     "inventory.py",  # os.devnull
 }  # fmt: skip
 
