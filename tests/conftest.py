@@ -13,6 +13,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A token in the home folder would turn authentication on in this process alone.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Other tests may have a cluster on this machine, which Ray would join.
+os.environ["RAY_ADDRESS"] = "local"
 # A loaded machine is no defect.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")

@@ -205,7 +205,7 @@ def stranger(cluster, tmp_path):
 
 
 def await_nodes(cluster, count):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 150
     while len([node for node in cluster.global_state.node_table() if node["Alive"]]) < count:
         assert time.monotonic() < end, "the node did not join"
         time.sleep(0.5)
