@@ -186,7 +186,7 @@ class Middle(threading.Thread):
         self.start()
 
     def run(self):
-        end = time.monotonic() + 120
+        end = time.monotonic() + 180
         while time.monotonic() < end:
             if len(list((self.out / "run" / "responses").glob("shard-*"))) >= 4:
                 self.deed()

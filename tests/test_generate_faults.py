@@ -183,7 +183,7 @@ def test_an_interrupted_run_says_how_far_it_came_and_that_it_is_finished_as_it_w
     asked = recipe(tmp_path, panel, items=ITEMS[:1], shard_personas=1, draws=3)
     (tmp_path / "recipe.json").write_text(asked.model_dump_json())
     process = start_alone(tmp_path / "recipe.json")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(hashes(tmp_path / "run")) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -141,7 +141,7 @@ def report_command(place: str, others: tuple[str, ...], overrides: tuple[str, ..
 
     Beside others the report is a file of its own, report-with-NAMES.html, in the first run's folder.
 
-    Example: polypersona report runs/demo --with runs/demo-plain --with runs/gss
+    Example: polypersona report jobs/demo.yaml --with runs/demo-plain --with runs/gss
     """
     stage = importlib.import_module("polypersona.report.stage")
     recipe, directory = stage.find_run(place, overrides)

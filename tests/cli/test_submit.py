@@ -252,7 +252,7 @@ def test_an_interrupt_leaves_the_job_running_and_says_how_to_stop_it(cluster, tm
     call = [PROGRAM, "submit", "slow.yaml", *address(cluster), *FIRST, "--working-dir", "."]
     env = cluster.environment()
     following = subprocess.Popen(call, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 180
     while not (tmp_path / "runs" / "slow" / "run.json").exists() and time.monotonic() < end:
         time.sleep(0.5)
     following.send_signal(signal.SIGINT)
