@@ -42,9 +42,10 @@ from polypersona.response_table import AskedCell
 from polypersona.roster import has_several
 from polypersona.scheduling.calibration import Calibration, Figures, load_calibrations, save_calibration
 from polypersona.scheduling.estimate import devices_of
+from polypersona.scheduling.generation_plan import GeneratePlan, freeze_plan, plan_generation
 from polypersona.scheduling.inventory import WORKER_ENVIRONMENT, local_inventory, read_inventory
 from polypersona.scheduling.machines import limit_inventory
-from polypersona.scheduling.policy import MODEL_ENGINES, GeneratePlan, freeze_plan, plan_generation
+from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.storage import RunDirectory, load_run
 from polypersona.training.artifacts import library_versions
 

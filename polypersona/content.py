@@ -19,7 +19,7 @@ from polypersona.ledger import Box, Ledger
 from polypersona.population import Population, item_hashes, panel_digests
 from polypersona.recipe import Recipe, change_of, flatten
 from polypersona.records import digest
-from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.simulator.traits import SEMANTICS_VERSION
 from polypersona.storage import SCHEMA_VERSION
 

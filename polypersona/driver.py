@@ -34,10 +34,10 @@ from polypersona.population import Population
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.rounds import current_quarantine
+from polypersona.scheduling.generation_plan import GeneratePlan, plan_generation
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Decision, Inventory
 from polypersona.scheduling.packing import choose_held
-from polypersona.scheduling.policy import GeneratePlan, plan_generation
 from polypersona.shard_actor import Job
 from polypersona.shard_pool import answer_shards
 from polypersona.storage import RunDirectory

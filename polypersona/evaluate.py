@@ -10,18 +10,14 @@ nothing; one after new ratings adds these to `scores.json`.
 from __future__ import annotations
 
 import io
-import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 
 from polypersona.content import refuse_another_recipe
-from polypersona.errors import PolypersonaError
 from polypersona.evaluation.basis import (
     build_settings,
     choose_reference,
@@ -31,13 +27,14 @@ from polypersona.evaluation.basis import (
     read_rows,
     response_files,
 )
+from polypersona.evaluation.parts import map_parts, share_out
+from polypersona.evaluation.personas import score_personas
 from polypersona.evaluation.pool import score_pairs
 from polypersona.evaluation.ratings import annotations_digest, rated_scores
 from polypersona.fingerprint import digest_of
 from polypersona.metrics.bertscore import encoder_of, with_values
 from polypersona.metrics.sums import Kind
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
-from polypersona.persona_scores import score_personas
 from polypersona.population import load_population
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
@@ -61,7 +58,6 @@ TABLES: dict[Kind, str] = {
 }
 # A row of fewer answers is not shown by subgroup.
 MIN_SUBGROUP = 5
-PARTS_PER_CPU = 4
 ROW_SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("metric", "label", "group")),
@@ -122,23 +118,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
     return {**summary, "skipped": False}
 
 
-def measure_part(ids: pa.Table, job: Sequence[Any]) -> pa.Table:
-    """Measure the shards of some parts, in a Ray task; a named failure comes back as a value.
-
-    Args:
-        ids: column `id`, the numbers of the parts.
-        job: a reference to (run directory, settings, parts); a part is a list of file names.
-    """
-    directory, settings, parts = ray.get(job[0])
+def _measure(job: tuple[RunDirectory, Settings], files: Sequence[str]) -> tuple[int, Partial]:
+    """Return how many shards were measured and their statistics, in a Ray task."""
+    directory, settings = job
     scorer = Scorer.build(settings)
-    names = [name for part in ids["id"].to_pylist() for name in parts[part]]
-    result: Partial | PolypersonaError = scorer.partial
-    try:
-        for name in names:
-            scorer.add(read_rows(directory, name))
-    except PolypersonaError as error:
-        result = error
-    return pa.table({"num_files": [len(names)], "result": pa.array([pickle.dumps(result)], pa.large_binary())})
+    for name in files:
+        scorer.add(read_rows(directory, name))
+    return len(files), scorer.partial
 
 
 def _with_bertscores(
@@ -154,37 +140,12 @@ def _with_bertscores(
 
 def _score_files(directory: RunDirectory, settings: Settings, files: Sequence[str], num_cpus: int) -> Partial:
     """Measure all files, a part of them per task, and return the sum."""
-    num_parts = min(len(files), PARTS_PER_CPU * num_cpus)
-    parts = [list(files[first::num_parts]) for first in range(num_parts)]
     total = Partial.empty(settings)
     with Progress("evaluate", len(files), "shards") as progress:
-        for num_files, part in _map_parts((directory, settings, parts), num_cpus):
+        for num_files, part in map_parts(_measure, (directory, settings), share_out(files, num_cpus), num_cpus):
             total.merge(part)
             progress.advance(num_files)
     return total
-
-
-def _map_parts(job: tuple[RunDirectory, Settings, list[list[str]]], num_cpus: int) -> Iterator[tuple[int, Partial]]:
-    context = ray.data.DataContext.get_current()
-    was_shown, context.enable_progress_bars = context.enable_progress_bars, False
-    try:
-        # A list keeps Ray from putting the value itself in place of its reference.
-        reference = [ray.put(job)]
-        num_parts = len(job[2])
-        parts = ray.data.range(num_parts, override_num_blocks=num_parts).map_batches(
-            measure_part,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"job": reference},
-            compute=ray.data.TaskPoolStrategy(size=min(num_cpus, num_parts)),
-        )
-        for row in parts.iter_rows():
-            result: Partial | PolypersonaError = pickle.loads(row["result"])
-            if isinstance(result, PolypersonaError):
-                raise result
-            yield row["num_files"], result
-    finally:
-        context.enable_progress_bars = was_shown
 
 
 def _rows_of(settings: Settings, partial: Partial, kind: Kind) -> list[Row]:

@@ -26,8 +26,8 @@ from polypersona.population import Population, item_hashes, load_population, pan
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.rounds import delete_leftovers
+from polypersona.scheduling.generation_plan import freeze_plan, plan_generation
 from polypersona.scheduling.inventory import start_ray
-from polypersona.scheduling.policy import freeze_plan, plan_generation
 from polypersona.shard_actor import library_versions
 from polypersona.storage import RunDirectory, load_run, update_run
 

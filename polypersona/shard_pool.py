@@ -26,9 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from polypersona.errors import PolypersonaError
 from polypersona.events import EventLog
 from polypersona.pool_watch import PoolWatch, forget_watch, register_watch
+from polypersona.scheduling.generation_plan import GeneratePlan
 from polypersona.scheduling.inventory import alive_nodes, here, is_alive
 from polypersona.scheduling.machines import Decision
-from polypersona.scheduling.policy import GeneratePlan
 from polypersona.scheduling.pools import Offer, Pool, count_places
 from polypersona.shard_actor import Job, ShardActor
 from polypersona.shared_path import held_marker, refuse_unseen

@@ -21,7 +21,7 @@ from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.records import Assignment, Example, Item, Persona
 from polypersona.routing import ask_in_rounds
-from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.simulator.traits import SEMANTICS_VERSION
 from polypersona.storage import RunDirectory
 

@@ -20,8 +20,8 @@ from polypersona.events import read_events
 from polypersona.ledger import Ledger
 from polypersona.population import load_population
 from polypersona.recipe import Recipe, build_recipe
+from polypersona.scheduling.generation_plan import GeneratePlan, freeze_plan, plan_generation
 from polypersona.scheduling.machines import Decision, Inventory, Node
-from polypersona.scheduling.policy import GeneratePlan, freeze_plan, plan_generation
 from polypersona.scheduling.pools import Pool
 from polypersona.shard_actor import Job
 from polypersona.storage import RunDirectory

@@ -27,7 +27,7 @@ LAYERS = (
     ("merging", "population", "records_loader", "references", "respondents", "submission", "teacher", "training",
      "units"),
     ("adapter_choice", "annotation", "answering", "content", "dataset_options", "scoring"),
-    ("measurement", "persona_scores", "shard_store"),
+    ("measurement", "shard_store"),
     ("shard_actor",),
     ("shard_pool",),
     ("driver", "evaluation", "worker_group"),
@@ -41,7 +41,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The command line may, too: it is the program that stages run in.
 MAY_IMPORT_RAY = {
-    "driver", "evaluate", "evaluation.pool", "evaluation.paired", "finetune", "persona_scores", "pool_watch",
+    "driver", "evaluation.pool", "evaluation.paired", "evaluation.parts", "finetune", "pool_watch",
     "scheduling.inventory", "shard_pool", "shared_path", "side_by_side",
     "telemetry", "worker_group",
 }  # fmt: skip
@@ -137,7 +137,8 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 HEAVY_IMPORTS = {
     "ray": {
         "benchmark", "bias.battery", "cli.bias", "cli.job_server", "cli.plan", "driver", "evaluate",
-        "evaluation.paired", "evaluation.pool", "finetune", "generate", "persona_scores", "pool_watch", "retry",
+        "evaluation.paired", "evaluation.pool", "evaluation.parts", "evaluation.personas", "finetune", "generate",
+        "pool_watch", "retry",
         "scheduling.inventory", "shard_pool", "shared_path", "side_by_side", "sweep", "worker_group",
     },
     "torch": {

@@ -15,8 +15,8 @@ from polypersona.measurement import Request, measure
 from polypersona.population import load_population
 from polypersona.recipe import build_recipe
 from polypersona.scheduling.calibration import load_calibrations
+from polypersona.scheduling.generation_plan import freeze_plan, plan_generation
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
-from polypersona.scheduling.policy import freeze_plan, plan_generation
 from polypersona.storage import RunDirectory
 
 ITEMS = ["healthcare.likert.01", "healthcare.open.01"]

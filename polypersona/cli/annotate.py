@@ -10,13 +10,13 @@ import webbrowser
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from polypersona.annotation.results import count_rated, load_annotations, score_ratings
 from polypersona.annotation.server import AnnotationServer
 from polypersona.annotation.session import open_session
 from polypersona.cli.options import json_option
+from polypersona.cli.tables import render_table
 from polypersona.storage import RunDirectory
 
 _LABELS = {
@@ -125,11 +125,7 @@ def _show_results(directory: RunDirectory, as_json: bool) -> None:
         table.add_column(column, justify="left" if place < 2 else "right")
     for row in rows:
         table.add_row(*_cells(row))
-    console = Console(width=120, color_system=None, force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+    click.echo(render_table(table, 120), nl=False)
     click.echo("Intervals are clustered by persona and take the raters as given. Alpha counts entries that two rated.")
     if not any(row["kind"] == "human" for row in rows):
         click.echo("Without human answers (--human), the share taken for synthetic has nothing to stand beside.")

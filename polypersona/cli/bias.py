@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from polypersona.bias.battery import DEFAULT_SAMPLE, SCORES
 from polypersona.bias.battery import run as run_battery
 from polypersona.cli.options import json_option, recipe_options
+from polypersona.cli.tables import render_table
 from polypersona.lease import hold
 from polypersona.recipe import load_recipe
 from polypersona.storage import RunDirectory
@@ -51,11 +51,11 @@ def bias_command(recipe_path: str, overrides: tuple[str, ...], sample: int, agai
         click.echo(json.dumps(_plain(result), indent=2, ensure_ascii=False))
         return
     click.echo(f"{result['run']} (synthetic): {result['sample']:,} personas")
-    click.echo(_render(_effect_table(result)), nl=False)
+    click.echo(render_table(_effect_table(result)), nl=False)
     if result["habits"]:
-        click.echo(_render(_habit_table(result)), nl=False)
+        click.echo(render_table(_habit_table(result)), nl=False)
     if result["drift"]:
-        click.echo(_render(_drift_table(result)), nl=False)
+        click.echo(render_table(_drift_table(result)), nl=False)
     click.echo(result["caption"])
     click.echo(directory.path(SCORES))
 
@@ -100,13 +100,6 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", overflow="fold")
     return table
-
-
-def _render(table: Table) -> str:
-    console = Console(width=150, color_system=None, force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
 
 
 def _is_known(value: float | None) -> bool:

@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from polypersona.cli.mitigation import mitigation_tables
 from polypersona.cli.options import json_option
+from polypersona.cli.tables import render_table
 from polypersona.compare import Mitigation, write_csv
 from polypersona.compare import run as compare
 from polypersona.location import mask_secrets
@@ -87,7 +87,7 @@ def compare_command(
     shown = (_summary_table(result), _group_table(result), _item_table(result), _individual_table(result))
     for table in (*shown, *mitigation_tables(result, tables)):
         if table is not None:
-            click.echo(_render(table), nl=False)
+            click.echo(render_table(table), nl=False)
     for line in _tail(result):
         click.echo(line)
 
@@ -203,13 +203,6 @@ def _tail(result: dict[str, Any]) -> list[str]:
             f"population), of those the sign flips in {_percent(regression['share_flipped'])}"
         )
     return [*lines, result["caption"], f"{result['run']}/scores/human.json"]
-
-
-def _render(table: Table) -> str:
-    console = Console(width=150, color_system=None, force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
 
 
 def _number(value: float | None) -> str:

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from polypersona.cli.options import json_option
+from polypersona.cli.tables import render_table
 from polypersona.storage import RunDirectory
 
 
@@ -61,10 +61,7 @@ def _render(rows: list[dict[str, Any]]) -> str:
             Text(row["label"]), _number(row["score"]), _number(row["other"]), _number(row["difference"], "+"), bounds,
             _number(row["effect"], "+"), _number(row["p"]), f"{row['n']:,}",
         )  # fmt: skip
-    console = Console(width=150, color_system=None, force_terminal=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+    return render_table(table)
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from polypersona.benchmark import as_it_is_now, frozen_values, workload_parts
 from polypersona.cli.plan_adapters import AdapterTurn, adapter_rows, plan_adapters
+from polypersona.cli.tables import render_table
 from polypersona.content import extend_ledger
 from polypersona.engines.settings import base_bytes, locate_weights, refuse_unsupported
 from polypersona.errors import ModelError, StorageError
@@ -22,7 +22,7 @@ from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
 from polypersona.roster import has_several
-from polypersona.scheduling.calibration import Calibration, key_of, load_calibrations
+from polypersona.scheduling.calibration import Calibration, load_calibrations
 from polypersona.scheduling.estimate import (
     Estimate,
     TrainingEstimate,
@@ -34,9 +34,11 @@ from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
 from polypersona.scheduling.micro_batches import hardware_of
 from polypersona.scheduling.model_shape import ModelShape
-from polypersona.scheduling.policy import MODEL_ENGINES, Plan, TrainPlan, build_plan
+from polypersona.scheduling.policy import Plan, build_plan
+from polypersona.scheduling.precision import MODEL_ENGINES
+from polypersona.scheduling.record_file import key_of
 from polypersona.scheduling.training_pace import known_pace, pace_parts
-from polypersona.scheduling.training_plan import RowSizes
+from polypersona.scheduling.training_plan import RowSizes, TrainPlan
 from polypersona.storage import RunDirectory, load_run
 
 
@@ -199,7 +201,6 @@ def _find_measured(
 
 def render_plan(outlook: Outlook) -> str:
     """Return the plan as a table for a terminal or a log."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Plan", title_justify="left", box=None, pad_edge=False)
@@ -215,10 +216,7 @@ def render_plan(outlook: Outlook) -> str:
         ("scoring tasks", str(plan.evaluate.tasks.value), plan.evaluate.tasks.reason),
     ):
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=110, highlight=False)
-    console.print(table)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+    return render_table(table, 110).rstrip()
 
 
 def _training_rows(train: TrainPlan, estimate: TrainingEstimate) -> list[tuple[str, str, str]]:

@@ -171,7 +171,7 @@ def _echo_warnings(result: dict[str, Any]) -> None:
 
 
 def _needs_adapter(recipe: Recipe) -> bool:
-    from polypersona.scheduling.policy import MODEL_ENGINES
+    from polypersona.scheduling.precision import MODEL_ENGINES
 
     return recipe.generate.engine in MODEL_ENGINES and recipe.model.adapter == "run"
 

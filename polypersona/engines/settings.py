@@ -20,7 +20,7 @@ from polypersona.errors import EngineError, ModelError
 from polypersona.recipe import Recipe
 from polypersona.roster import has_several
 from polypersona.scheduling.model_shape import ModelShape
-from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.storage import RunDirectory
 
 ADAPTER = "adapter"

@@ -13,7 +13,7 @@ from polypersona.engines.base import EngineSettings
 from polypersona.engines.vllm_limits import lora_rank
 from polypersona.errors import EngineError, MissingExtraError, ModelError
 from polypersona.extras import load_extra
-from polypersona.scheduling.policy import VLLM_CPU_CACHE_BYTES
+from polypersona.scheduling.generation_plan import VLLM_CPU_CACHE_BYTES
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # vLLM's CPU build would share prefixes in blocks of 128 tokens, all of many a persona; it prefers multiples of 32.

@@ -34,7 +34,7 @@ from polypersona.references import (
     rotation,
 )
 from polypersona.rounds import current_quarantine
-from polypersona.scheduling.policy import MODEL_ENGINES
+from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.scoring import COLUMNS, Settings
 from polypersona.simulator.traits import SEMANTICS_VERSION
 from polypersona.storage import RunDirectory

@@ -7,18 +7,13 @@ numbers; no recipe, no engine and no clock.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from polypersona.errors import StorageError
-from polypersona.fingerprint import digest_of
-from polypersona.storage import RunDirectory
+from polypersona.scheduling.record_file import RecordFile
 
 FILE = "calibration.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +67,13 @@ class Calibration:
         return {**asdict(self), "rates": self.figures.rates()}
 
 
-def calibration_folder() -> RunDirectory:
-    """Return the user's cache folder: `$XDG_CACHE_HOME/polypersona`, else `~/.cache/polypersona`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return RunDirectory.at(Path(home) / "polypersona")
-
-
 def load_calibrations() -> dict[str, Calibration]:
     """Return all records by key; none where nothing was measured yet.
 
     Raises:
         StorageError: the file cannot be read, or is damaged.
     """
-    folder = calibration_folder()
-    if not folder.exists(FILE):
-        return {}
-    try:
-        content = folder.read_json(FILE)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-        return {key: _record(stored) for key, stored in content["calibrations"].items()}
-    except (StorageError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else getattr(error, "message", None) or str(error)
-        raise StorageError(
-            f"The calibration file {folder.path(FILE)} is damaged: {what.rstrip('.')}.",
-            "Delete it and run `polypersona bench RECIPE` again.",
-        ) from error
+    return _CALIBRATIONS.load()
 
 
 def save_calibration(calibration: Calibration) -> str:
@@ -106,16 +82,7 @@ def save_calibration(calibration: Calibration) -> str:
     Raises:
         StorageError: the file is damaged, or cannot be written.
     """
-    folder, records = calibration_folder(), load_calibrations()
-    records[key_of(calibration.parts)] = calibration
-    stored = {key: record.as_json() for key, record in sorted(records.items())}
-    folder.write_json(FILE, {"synthetic": True, "format": FORMAT, "calibrations": stored})
-    return folder.path(FILE)
-
-
-def key_of(parts: Mapping[str, Any]) -> str:
-    """Return the key of what a record holds for."""
-    return digest_of(parts)
+    return _CALIBRATIONS.put(calibration.parts, calibration)
 
 
 def _record(stored: Mapping[str, Any]) -> Calibration:
@@ -131,3 +98,13 @@ def _record(stored: Mapping[str, Any]) -> Calibration:
         versions=dict(stored["versions"]),
         notes=tuple(stored["notes"]),
     )
+
+
+_CALIBRATIONS = RecordFile(
+    FILE,
+    "calibrations",
+    "calibration file",
+    "Delete it and run `polypersona bench RECIPE` again.",
+    _record,
+    Calibration.as_json,
+)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polypersona.scheduling.calibration import Calibration
+from polypersona.scheduling.generation_plan import GeneratePlan
 from polypersona.scheduling.machines import Inventory
-from polypersona.scheduling.policy import GeneratePlan
 from polypersona.scheduling.training_pace import TrainingPace
 
 

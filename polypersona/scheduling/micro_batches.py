@@ -7,18 +7,13 @@ recipe and no clock.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
-from polypersona.errors import StorageError
-from polypersona.scheduling.calibration import calibration_folder, key_of
 from polypersona.scheduling.machines import GIB, Inventory
+from polypersona.scheduling.record_file import RecordFile, key_of
 
 FILE = "micro_batches.json"
-FORMAT = 1
-# Trainings beside each other are threads of one driver.
-_WRITING = threading.Lock()
 
 
 def hardware_of(inventory: Inventory) -> str:
@@ -36,7 +31,7 @@ def known_micro_batch(parts: Mapping[str, Any]) -> int | None:
     Raises:
         StorageError: the file cannot be read, or is damaged.
     """
-    record = _load().get(key_of(parts))
+    record = _MICRO_BATCHES.load().get(key_of(parts))
     return None if record is None else int(record["micro_batch"])
 
 
@@ -46,27 +41,13 @@ def remember_micro_batch(parts: Mapping[str, Any], micro_batch: int, reason: str
     Raises:
         StorageError: the file is damaged, or cannot be written.
     """
-    with _WRITING:
-        folder, records = calibration_folder(), _load()
-        records[key_of(parts)] = {"parts": dict(parts), "micro_batch": micro_batch, "reason": reason, "date": date}
-        folder.write_json(FILE, {"format": FORMAT, "micro_batches": dict(sorted(records.items()))})
-    return folder.path(FILE)
+    return _MICRO_BATCHES.put(parts, {"parts": parts, "micro_batch": micro_batch, "reason": reason, "date": date})
 
 
-def _load() -> dict[str, dict[str, Any]]:
-    folder = calibration_folder()
-    if not folder.exists(FILE):
-        return {}
-    try:
-        content = folder.read_json(FILE)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-        records: dict[str, dict[str, Any]] = dict(content["micro_batches"])
-        if any(int(record["micro_batch"]) < 1 for record in records.values()):
-            raise ValueError("a record holds no row")
-    except (StorageError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else getattr(error, "message", None) or str(error)
-        raise StorageError(
-            f"The file of known micro-batches {folder.path(FILE)} is damaged: {what.rstrip('.')}.", "Delete it."
-        ) from error
-    return records
+def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    if int(stored["micro_batch"]) < 1:
+        raise ValueError("a record holds no row")
+    return stored
+
+
+_MICRO_BATCHES = RecordFile(FILE, "micro_batches", "file of known micro-batches", "Delete it.", _checked, dict)

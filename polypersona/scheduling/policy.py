@@ -11,32 +11,10 @@ from typing import Any
 
 from polypersona.recipe import Recipe
 from polypersona.scheduling.evaluation_plan import EvaluatePlan, plan_evaluation
-from polypersona.scheduling.generation_plan import (
-    CPU_SLOTS,
-    VLLM_CPU_CACHE_BYTES,
-    GeneratePlan,
-    freeze_plan,
-    plan_generation,
-)
+from polypersona.scheduling.generation_plan import GeneratePlan, plan_generation
 from polypersona.scheduling.machines import Inventory
 from polypersona.scheduling.model_shape import ModelShape
-from polypersona.scheduling.precision import MODEL_ENGINES, choose_dtype, choose_quantization
 from polypersona.scheduling.training_plan import RowSizes, TrainPlan, plan_training
-
-__all__ = [
-    "CPU_SLOTS",
-    "MODEL_ENGINES",
-    "VLLM_CPU_CACHE_BYTES",
-    "GeneratePlan",
-    "Plan",
-    "TrainPlan",
-    "build_plan",
-    "choose_dtype",
-    "choose_quantization",
-    "freeze_plan",
-    "plan_generation",
-    "plan_training",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,18 @@ numbers, no clock.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polypersona.errors import StorageError
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
-from polypersona.scheduling.calibration import calibration_folder, key_of
+from polypersona.scheduling.record_file import RecordFile, key_of
 from polypersona.scheduling.training_plan import TrainPlan
 
 FILE = "training_paces.json"
-FORMAT = 1
 # A training of fewer steps is mostly its beginning.
 LEAST_STEPS = 20
-# Trainings beside each other are threads of one driver.
-_WRITING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ def known_pace(parts: Mapping[str, Any]) -> TrainingPace | None:
     Raises:
         StorageError: the file cannot be read, or is damaged.
     """
-    record = _load().get(key_of(parts))
+    record = _PACES.load().get(key_of(parts))
     return None if record is None else TrainingPace(**record["pace"])
 
 
@@ -66,29 +61,14 @@ def remember_pace(parts: Mapping[str, Any], pace: TrainingPace) -> str:
     Raises:
         StorageError: the file is damaged, or cannot be written.
     """
-    with _WRITING:
-        folder, records = calibration_folder(), _load()
-        records[key_of(parts)] = {"parts": dict(parts), "pace": asdict(pace)}
-        folder.write_json(FILE, {"format": FORMAT, "training_paces": dict(sorted(records.items()))})
-    return folder.path(FILE)
+    return _PACES.put(parts, {"parts": parts, "pace": asdict(pace)})
 
 
-def _load() -> dict[str, dict[str, Any]]:
-    folder = calibration_folder()
-    if not folder.exists(FILE):
-        return {}
-    try:
-        content = folder.read_json(FILE)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-        records = dict(content["training_paces"])
-        for record in records.values():
-            pace = TrainingPace(**record["pace"])
-            if not (pace.tokens_per_s > 0 and pace.tokens_per_row > 0):
-                raise ValueError("a record counts no tokens")
-    except (StorageError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else getattr(error, "message", None) or str(error)
-        raise StorageError(
-            f"The file of training paces {folder.path(FILE)} is damaged: {what.rstrip('.')}.", "Delete it."
-        ) from error
-    return records
+def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    pace = TrainingPace(**stored["pace"])
+    if not (pace.tokens_per_s > 0 and pace.tokens_per_row > 0):
+        raise ValueError("a record counts no tokens")
+    return stored
+
+
+_PACES = RecordFile(FILE, "training_paces", "file of training paces", "Delete it.", _checked, dict)

@@ -28,8 +28,8 @@ from polypersona.engines.vllm_limits import (
 from polypersona.errors import EngineError, InfeasiblePlanError, MissingExtraError, ModelError
 from polypersona.recipe import build_recipe
 from polypersona.records import Item, Persona
+from polypersona.scheduling.generation_plan import plan_generation
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
-from polypersona.scheduling.policy import plan_generation
 
 LIKERT = Item("care.likert.01", "healthcare", "I am satisfied with the care.", "likert", ("Disagree", "Agree"))
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from polypersona.errors import StorageError
-from polypersona.scheduling.calibration import Calibration, Figures, key_of, load_calibrations, save_calibration
+from polypersona.scheduling.calibration import Calibration, Figures, load_calibrations, save_calibration
+from polypersona.scheduling.record_file import key_of
 
 FIGURES = Figures(2, 300, 20.0, 15.0, 6000, 4500, 900, 3.0, 1 << 29, None)
 RECORD = Calibration("2026-01-02", "a CPU", {"dtype": "bf16", "slots": 8}, FIGURES, {"torch": "2"}, ("a note",))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from polypersona.recipe import build_recipe
 from polypersona.scheduling.calibration import Calibration, Figures
 from polypersona.scheduling.estimate import devices_of, estimate_generation
+from polypersona.scheduling.generation_plan import plan_generation
 from polypersona.scheduling.machines import GIB, Decision, Gpu, Inventory, Node
-from polypersona.scheduling.policy import plan_generation
 
 T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
 CPUS = Inventory((Node(4, 64 * GIB, processor="old"), Node(2, 64 * GIB, processor="new")))

@@ -12,9 +12,10 @@ from polypersona.engines.settings import Weights, build_settings
 from polypersona.models.shapes import load_shape
 from polypersona.recipe import build_recipe
 from polypersona.recipe_sections import finetune_settings
+from polypersona.scheduling.generation_plan import GeneratePlan, freeze_plan, plan_generation
 from polypersona.scheduling.machines import GIB, Decision, Inventory, Node
-from polypersona.scheduling.policy import GeneratePlan, TrainPlan, freeze_plan, plan_generation, plan_training
 from polypersona.scheduling.pools import Pool
+from polypersona.scheduling.training_plan import TrainPlan, plan_training
 
 RECIPE = build_recipe({"name": "x", "panel": {"size": 8}, "finetune": {"workers": 1}})
 MACHINE = Inventory((Node(8, 64 * GIB, has_cpu_bf16=True),))

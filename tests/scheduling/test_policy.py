@@ -6,8 +6,10 @@ import pytest
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import build_recipe
+from polypersona.scheduling.generation_plan import plan_generation
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node, limit_inventory
-from polypersona.scheduling.policy import build_plan, plan_generation, plan_training
+from polypersona.scheduling.policy import build_plan
+from polypersona.scheduling.training_plan import plan_training
 
 T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
 LAPTOP = Inventory((Node(2, 8 * GIB, has_cpu_bf16=True),))

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import build_recipe
+from polypersona.scheduling.generation_plan import freeze_plan, plan_generation
 from polypersona.scheduling.machines import ACCELERATOR, GIB, MARKET, NODE_ID, Gpu, Inventory, Node, limit_inventory
-from polypersona.scheduling.policy import freeze_plan, plan_generation
 from polypersona.scheduling.pools import Offer, count_places
 
 T4, A100, H100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0), Gpu("H100", 80 * GIB, 9.0)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from training_runs import SETTINGS, make_examples, make_job, run_training
 
 from polypersona.errors import InfeasiblePlanError, StorageError
-from polypersona.scheduling.calibration import calibration_folder
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
 from polypersona.scheduling.micro_batches import FILE, hardware_of, known_micro_batch, remember_micro_batch
+from polypersona.scheduling.record_file import cache_folder
 from polypersona.training.loop import Listeners, Place, train
 
 ERRORS = (
@@ -88,7 +88,7 @@ def test_what_hardware_holds_is_remembered_for_that_hardware_alone(
     remember_micro_batch({**parts, "max_length": 512}, 8, "CUDA out of memory", "2026-01-01")
     assert known_micro_batch(parts) == 4
     assert known_micro_batch({**parts, "base": "def"}) is None
-    calibration_folder().write(FILE, b'{"format": 9}')
+    cache_folder().write(FILE, b'{"format": 9}')
     with pytest.raises(StorageError, match="reads 1"):
         known_micro_batch(parts)
 

@@ -17,7 +17,7 @@ from polypersona.decoding.fused import FusedDecoder
 from polypersona.decoding.prompts import Prompt, PromptGroup
 from polypersona.decoding.sampling import SamplingSettings
 from polypersona.models.loading import load_model
-from polypersona.scheduling.policy import CPU_SLOTS
+from polypersona.scheduling.generation_plan import CPU_SLOTS
 
 DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
 SLOTS = CPU_SLOTS  # as a recipe with `slots: auto` gets them

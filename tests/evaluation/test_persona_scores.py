@@ -1,12 +1,12 @@
-"""Run: pytest tests/test_persona_scores.py. Scores of whole personas of a run that grew, on a real local Ray."""
+"""Scores of whole personas of a run that grew, on a real local Ray."""
 
 from __future__ import annotations
 
 import pytest
 
 from polypersona import evaluate, generate
+from polypersona.evaluation.personas import blocks_of
 from polypersona.ledger import Box, Ledger, shard_name
-from polypersona.persona_scores import blocks_of
 from polypersona.recipe import build_recipe
 from polypersona.storage import RunDirectory
 
