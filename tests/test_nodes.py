@@ -81,6 +81,19 @@ def rows_of(process, count=None):
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
+def rows_until_all_are_busy(process, run, actors):
+    """Return the next rows, until each of so many actors has committed one and is half through another of a second."""
+    rows = []
+    while len(rows) < 4 or _count_committers(run) < actors:
+        rows += rows_of(process, 1)
+    time.sleep(0.5)
+    return rows
+
+
+def _count_committers(run):
+    return sum('"event": "commit"' in path.read_text() for path in run.local_path("events").glob("actor-*.jsonl"))
+
+
 def undisturbed(cluster, folder, shards):
     """Return the bytes of the same shards, answered without haste or trouble by one actor."""
     (folder / "calm").mkdir()
@@ -106,7 +119,7 @@ def test_a_node_that_is_killed_loses_no_committed_shard_and_its_death_is_no_atte
     doomed = add(cluster)
     run = RunDirectory.at(tmp_path / "run")
     with driver(cluster, tmp_path, 24, 1.0, ["CPU", 2, 2]) as process:
-        first = rows_of(process, 4)
+        first = rows_until_all_are_busy(process, run, 2)
         before = hashes(run)
         cluster.remove_node(doomed, allow_graceful=False)
         rest = rows_of(process)
@@ -151,7 +164,7 @@ def test_what_a_kind_without_nodes_had_begun_is_answered_by_the_others(cluster, 
     doomed = add(cluster, num_gpus=1, labels={ACCELERATOR: "T4"})
     run = RunDirectory.at(tmp_path / "run")
     with driver(cluster, tmp_path, 30, 1.0, ["H100", 1, 1], ["T4", 1, 1]) as process:
-        first = rows_of(process, 4)
+        first = rows_until_all_are_busy(process, run, 2)
         cluster.remove_node(doomed, allow_graceful=False)
         rest = rows_of(process)
     assert sorted(row["shard"] for row in first + rest) == list(range(30))

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 for _folder in (Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[2]):
     if str(_folder) not in sys.path:
@@ -46,7 +45,7 @@ MAX_ERROR = 1e-5
 
 
 def bertscore(scratch: Path, encoder: str, num_pairs: int = NUM_PAIRS) -> dict[str, float]:
-    """Score the pairs both ways and compare them.
+    """Score the pairs both ways and compare them. Joins the Ray of this process, else starts one.
 
     Raises:
         AssertionError: a value differs by more than `MAX_ERROR`, or a text was encoded twice.
@@ -65,12 +64,10 @@ def bertscore(scratch: Path, encoder: str, num_pairs: int = NUM_PAIRS) -> dict[s
     settings = Settings(metrics, (), {ITEM.item_id: ITEM}, found, SEED, 0)
     run = RunDirectory.at(scratch / "run")
     shards = _write_shards(run, people, texts)
-    ray.init(address="local", num_cpus=THREADS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    inventory = start_ray()
+    inventory = start_ray({"CPU": THREADS})
     began = time.perf_counter()
     values, summary = score_pairs(run, settings, metrics[0].encoder, shards, num_pairs, inventory)
     wall_s = time.perf_counter() - began
-    ray.shutdown()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         plain_s, plain = pool.submit(score_plainly, encoder, metrics[0].encoder.layer, pairs, 64).result()
         ours = values.look_up(pairs)

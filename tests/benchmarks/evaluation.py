@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="a folder; all-MiniLM-L6-v2 is fetched if left out")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["RAY_ADDRESS"] = "local"
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         if given.pairs:

@@ -17,7 +17,7 @@ def test_every_number_of_every_pair_equals_the_plain_scripts(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_every_bertscore_equals_the_packages_and_no_text_is_encoded_twice(tmp_path):
+def test_every_bertscore_equals_the_packages_and_no_text_is_encoded_twice(local_ray, tmp_path):
     encoder = write_encoder(tmp_path / "encoder", max_tokens=512, has_limit=True)
     figures = bertscore(tmp_path, encoder, num_pairs=60)
     assert figures["bertscore_pairs"] == 120
