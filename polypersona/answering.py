@@ -19,7 +19,7 @@ from typing import Any
 from polypersona.engines.adapter_table import AdapterTable
 from polypersona.engines.base import Answer, Cell, Engine, Group
 from polypersona.gates import Outcome
-from polypersona.ledger import Ledger, Shard, Slot
+from polypersona.ledger import Ledger, Shard
 from polypersona.population import Population
 from polypersona.recipe import Recipe
 from polypersona.records import Item, encode_parts, seed_from
@@ -71,23 +71,31 @@ def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task
     places = [place[key] for key in ledger.layers[shard.layer].box.items]
     seeds = hashlib.blake2b(encode_parts(task.seed) + _ID_LENGTH, digest_size=8)
     # Personas that are asked the same have the same slots, one object.
-    known: dict[int, list[tuple[Slot, Item, bytes]]] = {}
+    known: dict[int, list[tuple[bytes, int, int, int, Item, tuple[int, ...] | None]]] = {}
+    is_shuffled = task.is_shuffled
     cells: list[AskedCell] = []
     for index in range(shard.begin, shard.end):
         persona = population.personas[index]
-        wanted = None if population.asked is None else frozenset(population.asked[index])
         ids = hashlib.blake2b(encode_parts(persona.persona_id), digest_size=8)
         slots = ledger.slots(shard.layer, index)
         asked = known.get(id(slots))
         if asked is None:
             asked = known[id(slots)] = [
-                (slot, item, encode_parts(item.item_id, item.variant, slot.wave, slot.draw))
+                (
+                    encode_parts(item.item_id, item.variant, slot.wave, slot.draw),
+                    places[slot.item],
+                    slot.wave,
+                    slot.draw,
+                    item,
+                    item.shown or None,
+                )
                 for slot in slots
                 for item in (ordered[slot.item],)
             ]
-        for slot, item, end in asked:
-            if wanted is not None and places[slot.item] not in wanted:
-                continue
+        if population.asked is not None:
+            wanted = frozenset(population.asked[index])
+            asked = [one for one in asked if one[1] in wanted]
+        for end, _, wave, draw, item, order in asked:
             # `Assignment.assignment_id` and `Assignment.seed`, with what cells have in common hashed once.
             state = ids.copy()
             state.update(end)
@@ -95,8 +103,9 @@ def build_cells(shard: Shard, ledger: Ledger, population: Population, task: Task
             state = seeds.copy()
             state.update(assignment_id.encode())
             seed = int.from_bytes(state.digest(), "big") >> 1
-            order = _order(seed, item) if task.is_shuffled and item.options else item.shown or None
-            cells.append(AskedCell(persona, slot.wave, slot.draw, Cell(assignment_id, item, seed, order)))
+            if is_shuffled and item.options:
+                order = _order(seed, item)
+            cells.append(AskedCell(persona, wave, draw, Cell(assignment_id, item, seed, order)))
     return cells
 
 

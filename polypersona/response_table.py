@@ -72,7 +72,8 @@ def build_shard_rows(
     ids, items, seeds, orders = zip(*asked, strict=True)
     given, attempts = zip(*answers, strict=True)
     _, texts, dispositions, rationales, codes, labels, probs, errors, prompts, reused, new = zip(*given, strict=True)
-    if any(disposition != "complete" for disposition in dispositions):
+    kinds = frozenset(dispositions)
+    if kinds != {"complete"}:
         is_complete = [disposition == "complete" for disposition in dispositions]
         codes = tuple(code if here else None for code, here in zip(codes, is_complete, strict=True))
         labels = tuple(label if here else "" for label, here in zip(labels, is_complete, strict=True))
@@ -109,9 +110,9 @@ def build_shard_rows(
 
 def _sort_out(table: pa.Table, dispositions: Sequence[str], errors: Sequence[str]) -> ShardRows:
     """Part the rows that failed from those that did not."""
-    has_failed = [disposition in FAILED for disposition in dispositions]
-    if not any(has_failed):
+    if frozenset(FAILED).isdisjoint(dispositions):
         return ShardRows(table, QUARANTINE_SCHEMA.empty_table())
+    has_failed = [disposition in FAILED for disposition in dispositions]
     reasons = pa.array([error or NO_OPTION for error, failed in zip(errors, has_failed, strict=True) if failed])
     mask = pa.array(has_failed)
     failed = table.filter(mask).append_column(QUARANTINE_SCHEMA.field("reason"), reasons)

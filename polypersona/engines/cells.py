@@ -5,8 +5,9 @@ Takes a tokenizer and the engine's settings. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from polypersona.chatml import encode_text, render_answer, render_choice, shown_place
@@ -75,16 +76,17 @@ class CellReader:
 
         Cells that ask the same, in other waves and draws, share the tokens of their prompt.
         """
-        known: dict[tuple[int, tuple[int, ...] | None], tuple[Question, list[int], str]] = {}
+        known: dict[tuple[int, tuple[int, ...] | None], tuple[Question, Callable[[int], Prompt], str]] = {}
         asked = []
         for cell in cells:
-            key = id(cell.item), cell.order
-            found = known.get(key)
+            _, item, seed, order = cell
+            found = known.get((id(item), order))
             if found is None:
-                ids = self.encode(persona, cell)
-                found = known[key] = self.question(cell), ids, self.too_long(len(ids), cell)
-            question, ids, error = found
-            asked.append(AskedCell(persona, cell, question, question.prompt(ids, cell.seed), error))
+                ids, question = self.encode(persona, cell), self.question(cell)
+                found = question, partial(question.prompt, ids), self.too_long(len(ids), cell)
+                known[id(item), order] = found
+            question, prompt, error = found
+            asked.append(AskedCell(persona, cell, question, prompt(seed), error))
         return asked
 
     def question(self, cell: Cell) -> Question:
@@ -162,20 +164,21 @@ class CellReader:
     def read(self, asked: AskedCell) -> Answer:
         """Return the answer to a cell."""
         written, cell = asked.written or _UNWRITTEN, asked.cell
-        num_prompt, drawn = len(asked.prompt.ids), asked.calibrated or written
-        num_reused, num_new = min(written.num_reused, num_prompt), len(written.tokens)
-        index = drawn.choice
+        drawn, tokens = asked.calibrated or written, written.tokens
+        index, num_prompt, num_reused = drawn.choice, len(asked.prompt.ids), written.num_reused
+        if num_reused > num_prompt:
+            num_reused = num_prompt
         if index is None or asked.error or written.error:
             answer = self._read(asked, written)
-            return answer._replace(prompt_tokens=num_prompt, reused_prompt_tokens=num_reused, new_tokens=num_new)
+            return answer._replace(prompt_tokens=num_prompt, reused_prompt_tokens=num_reused, new_tokens=len(tokens))
         item, text, whole = cell.item, "", asked.question.texts[index]
-        if written.tokens:
+        if tokens:
             text = self.text(written)
             whole = render_answer(item.options[index], text, self.settings.show_options, shown_place(index, cell.order))
-        code, label, probs = item.codes[index], item.options[index], tuple(drawn.probs)
         return Answer(
-            cell.assignment_id, whole, "complete", text, code, label, probs, "", num_prompt, num_reused, num_new
-        )
+            cell.assignment_id, whole, "complete", text, item.codes[index], item.options[index], tuple(drawn.probs), "",
+            num_prompt, num_reused, len(tokens),
+        )  # fmt: skip
 
     def _read(self, asked: AskedCell, written: Written) -> Answer:
         item, order, cell_id = asked.cell.item, asked.cell.order, asked.cell.assignment_id

@@ -103,6 +103,8 @@ class FakeEngine:
         failures = _take_failures(group)
         asked = self._cells.ask(group.persona, group.cells)
         self._choose(group.persona, asked)
+        if self._is_scored and not any(failures) and all(found.cell.item.options for found in asked):
+            return list(map(self._cells.read, asked))
         return [
             _failed(cell.cell, failure) if failure else self._read(cell)
             for cell, failure in zip(asked, failures, strict=True)
@@ -117,7 +119,9 @@ class FakeEngine:
         for found in by_count.pop(0, ()):
             found.written = Written(num_reused=num_shared)
         for count, alike in by_count.items():
-            keys = np.array([self._number(found.cell.item) for found in alike], np.uint64)
+            items = [found.cell.item for found in alike]
+            numbers = {id(item): self._number(item) for item in {id(item): item for item in items}.values()}
+            keys = np.array([numbers[id(item)] for item in items], np.uint64)
             keys ^= np.uint64(seed_from(self._settings.seed, persona.persona_id))
             log_probs = option_log_probs(self._settings, keys, count)
             choices, probs = choose_in_rows(log_probs, [found.cell.seed for found in alike], is_greedy=is_greedy)

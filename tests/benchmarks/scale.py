@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ BARS = {
     "object_store_peak_mb": ("<=", 200), "verify_s": ("<=", 60), "verify_peak_mb": ("<=", 500), "resume_s": ("<=", 10),
     "status_s": ("<=", 2), "overhead_share": ("<=", 0.05),
 }  # fmt: skip
-POLL_S = 0.2
+POLL_S = 0.5
+STATUS_S = 20.0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -193,7 +194,8 @@ def measure_scale(folder: Path, name: str, rows: int, actors: int) -> dict[str, 
     begin = time.monotonic()
     with started("generate", str(recipe)) as process, Watch(process) as watch:
         while process.poll() is None:
-            time.sleep(5)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STATUS_S)
             if (folder / name / "events").exists() and process.poll() is None:
                 at = time.monotonic()
                 subprocess.run(command("status", str(folder / name)), stdout=subprocess.DEVNULL, check=True)
