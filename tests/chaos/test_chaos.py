@@ -31,14 +31,14 @@ def test_a_whole_series_strikes_each_victim_and_each_moment_more_than_twice(seed
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_what_is_killed_and_resumed_ends_byte_equal_to_an_undisturbed_run(tmp_path):
     figures = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--runs", "5", "--seed", "3", "--no-model", "--json", str(figures)],
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1150,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

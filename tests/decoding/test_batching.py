@@ -71,10 +71,10 @@ def test_slots_and_chunks_change_no_answer() -> None:
 def test_slots_chunks_and_refill_change_no_answer_of_any_decoder(
     family: str, decoder: str, sampling: SamplingSettings
 ) -> None:
-    groups, model = make_groups(2000, seed=2), model_of(family)
+    groups, model = make_groups(800, seed=2), model_of(family)
     first, *others = [run_flat(token_engine(model, decoder, sampling, **sizes), groups) for sizes in SIZES]
     for other in others:
-        assert sum(a != b for a, b in zip(outcomes(first), outcomes(other), strict=True)) <= 2
+        assert sum(a != b for a, b in zip(outcomes(first), outcomes(other), strict=True)) <= 1
 
 
 class Recorder:
