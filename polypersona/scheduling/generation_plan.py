@@ -14,6 +14,7 @@ from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import Recipe
 from polypersona.scheduling.machines import GIB, Decision, Inventory
 from polypersona.scheduling.memory import answer_memory
+from polypersona.scheduling.memory import weight_bytes as bytes_of_weights
 from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.pools import LeftOut, Pool, demand_of, leave_out, plan_pools
 from polypersona.scheduling.precision import MODEL_ENGINES, choose_dtype, choose_quantization, refuse_without_cpu
@@ -74,10 +75,12 @@ def plan_generation(
     uses_model = recipe.generate.engine in MODEL_ENGINES
     left_out: tuple[LeftOut, ...] = ()
     if uses_model:
-        inventory, left_out = leave_out(inventory, demand_of(recipe, weight_bytes, frozen))
+        # A folder's files may hold more bits than 16.
+        size = weight_bytes if shape is None else bytes_of_weights(shape, "bf16", "none")
+        inventory, left_out = leave_out(inventory, demand_of(recipe, size, frozen))
     dtype = _frozen_or("dtype", frozen, lambda: choose_dtype(recipe, inventory))
     quantization = _frozen_or(
-        "quantization", frozen, lambda: choose_quantization(recipe, inventory, weight_bytes, shape)
+        "quantization", frozen, lambda: choose_quantization(recipe, inventory, weight_bytes, shape, dtype.value)
     )
     each = _actor_bytes(recipe, inventory, weight_bytes)
     if each is not None and shape is not None:

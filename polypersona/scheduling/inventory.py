@@ -10,10 +10,7 @@ import contextlib
 import json
 import logging
 import os
-import platform
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +21,13 @@ from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from polypersona.errors import InfeasiblePlanError, RecipeError
-from polypersona.records import digest
 from polypersona.scheduling.machines import Gpu, Inventory, Node, limit_inventory
+from polypersona.scheduling.probe import probe_machine
 
 PROBE_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
 # One thread a process: the pool is the parallelism, and a blocked OpenMP barrier costs more than a second thread gains.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-_NVIDIA_SMI = ("--query-gpu=name,memory.total,compute_cap,memory.free", "--format=csv,noheader,nounits")
 
 
 def start_ray(limits: Mapping[str, float] | None = None) -> Inventory:
@@ -67,7 +63,7 @@ def read_inventory(limits: Mapping[str, float] | None = None) -> Inventory:
 def read_cluster(limits: Mapping[str, float] | None = None) -> Inventory:
     """Return the nodes of the Ray cluster this process has joined, within the limits."""
     alive = alive_nodes()
-    probe = ray.remote(num_cpus=0)(_probe)
+    probe = ray.remote(num_cpus=0)(probe_machine)
     asked = {
         node["NodeID"]: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -75,7 +71,8 @@ def read_cluster(limits: Mapping[str, float] | None = None) -> Inventory:
         for node in alive
         if node["NodeID"] != here()
     }
-    facts = {here(): _probe()}
+    # A driver that Ray itself has started sees none of the node's GPUs.
+    facts = {here(): probe_machine(_visible_gpus() or None)}
     for node_id, answer in asked.items():
         with contextlib.suppress(TaskUnschedulableError, NodeDiedError, WorkerCrashedError):  # it has left meanwhile
             facts[node_id] = ray.get(answer, timeout=PROBE_TIMEOUT_S)
@@ -100,7 +97,7 @@ def is_alive(node_id: str) -> bool:
 
 def local_inventory() -> Inventory:
     """Return what this machine has."""
-    return Inventory((_probe(),), "this machine")
+    return Inventory((probe_machine(_visible_gpus()),), "this machine")
 
 
 def load_inventory(path: Path) -> Inventory:
@@ -223,7 +220,7 @@ def _start_local(limits: Mapping[str, float]) -> None:
     ray.init(
         address="local",
         num_cpus=max(1, int(machine.cpus)),
-        num_gpus=len(machine.gpus),
+        num_gpus=len(machine.gpus) + sum(node.unknown_gpus for node in machine.nodes),
         include_dashboard=False,
         **_quiet_options(),
     )
@@ -240,6 +237,10 @@ def _quiet_options() -> dict[str, Any]:
 def _named_address() -> str | None:
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return address if address not in ("", "local") else None
+
+
+def _visible_gpus() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def _is_running_here() -> bool:
@@ -261,44 +262,4 @@ def _cluster_node(listed: Mapping[str, Any], facts: Node) -> Node:
         labels=dict(listed["Labels"]),
         object_store_bytes=int(resources.get("object_store_memory", 0)),
         unknown_gpus=max(0, count - len(facts.gpus)),
-    )
-
-
-def _probe() -> Node:
-    """Return the facts of the machine this runs on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    facts = _processor_facts()
-    flags = facts.get("flags", "").split()
-    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
-    return Node(float(len(os.sched_getaffinity(0))), memory, _read_gpus(), has_bf16, _processor(facts))
-
-
-def _processor(facts: Mapping[str, str]) -> str:
-    """Return the kind of CPU: its name and a digest of its instructions, which a virtual machine may hide a part of."""
-    name = facts.get("model name") or " ".join(facts.get(f"CPU {part}", "") for part in ("implementer", "part")).strip()
-    flags = facts.get("flags") or facts.get("Features") or ""
-    name = name or platform.processor() or platform.machine()
-    return f"{name} ({digest(*sorted(flags.split()), size=4)})" if flags else name
-
-
-def _processor_facts() -> dict[str, str]:
-    """Return what the system says of the first CPU."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-
-
-def _read_gpus() -> tuple[Gpu, ...]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    found = subprocess.run([tool, *_NVIDIA_SMI], capture_output=True, text=True, timeout=30, check=False)
-    if found.returncode != 0:
-        return ()
-    rows = [[part.strip() for part in line.split(",")] for line in found.stdout.splitlines() if line.strip()]
-    return tuple(
-        Gpu(name, int(float(total)) << 20, float(capability), int(float(free)) << 20)
-        for name, total, capability, free in rows
     )

@@ -40,7 +40,8 @@ class Node:
 
     `processor` names the kind of CPU; empty where it is not known. `object_store_bytes` is None where no Ray runs.
     `unknown_gpus` counts devices that Ray schedules but of which the node could not tell name and memory. `labels` are
-    Ray's, such as `ray.io/market-type: spot`; `node_id` is Ray's too, empty outside a cluster.
+    Ray's, such as `ray.io/market-type: spot`; `node_id` is Ray's too, empty outside a cluster. `physical_bytes` is the
+    machine's memory, of which Ray offers what was free when it started; None where `memory_bytes` is all that is known.
     """
 
     cpus: float
@@ -52,6 +53,7 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     object_store_bytes: int | None = None
     unknown_gpus: int = 0
+    physical_bytes: int | None = None
 
     @property
     def accelerator(self) -> str:

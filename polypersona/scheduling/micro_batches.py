@@ -17,11 +17,14 @@ FILE = "micro_batches.json"
 
 
 def hardware_of(inventory: Inventory) -> str:
-    """Return the kinds of device that a training may land on, with their memory in GiB."""
+    """Return the kinds of device that a training may land on, with the memory they have in GiB, free or not."""
     if inventory.gpus:
         kinds = {f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB" for gpu in inventory.gpus}
     else:
-        kinds = {f"{node.processor or 'CPU'}, {node.memory_bytes / GIB:.0f} GiB" for node in inventory.nodes}
+        kinds = {
+            f"{node.processor or 'CPU'}, {(node.physical_bytes or node.memory_bytes) / GIB:.0f} GiB"
+            for node in inventory.nodes
+        }
     return " + ".join(sorted(kinds))
 
 

@@ -36,8 +36,8 @@ def choose_place(asked: Workers, inventory: Inventory, batch: int, memory_gb: fl
     """Return where to train and with how many workers.
 
     Workers share one kind of GPU, because a step waits for its slowest worker and all compute in one precision: the
-    kind with the most memory in all, which stands for speed. Where more workers are asked for than a kind has GPUs, all
-    kinds are taken; where no GPUs do, the CPUs.
+    kind with the most memory in all, which stands for speed. Where more workers are asked for (of a range, the fewest)
+    than a kind has GPUs, all kinds are taken; where no GPUs do, the CPUs.
 
     Args:
         asked: `auto`, a number, or a range; a range is elastic.
@@ -54,7 +54,7 @@ def choose_place(asked: Workers, inventory: Inventory, batch: int, memory_gb: fl
         _refuse_undivided(most, batch, is_range=least is not None)
     kinds = nodes_by_kind(inventory)
     counts = {name: sum(len(node.gpus) for node in nodes) for name, nodes in kinds.items()}
-    wanted = most if isinstance(most, int) else 1
+    wanted = least or (most if isinstance(most, int) else 1)
     fitting = [name for name, count in counts.items() if count >= wanted]
     if fitting:
         name = max(fitting, key=lambda kind: sum(gpu.memory_bytes for node in kinds[kind] for gpu in node.gpus))
@@ -106,17 +106,18 @@ def _on_gpus(
 def _on_cpus(
     inventory: Inventory, least: int | None, most: int | str, batch: int, memory_gb: float | None
 ) -> TrainingPlace:
+    available = int(inventory.cpus)
     if isinstance(most, int):
-        available = int(inventory.cpus)
-        if most > available:
+        needed = least or most
+        if needed > available:
             raise InfeasiblePlanError(
-                f"finetune.workers: {most} workers need as many CPUs; {inventory.source} has {available}.",
+                f"finetune.workers: {needed} workers need as many CPUs; {inventory.source} has {available}.",
                 f"Use {largest_divisor(batch, max(1, available))} workers or fewer, or add nodes.",
             )
         workers = Decision(most, "finetune.workers in the recipe")
     else:
         workers = Decision(1, "no GPU: one process with several threads beats several processes on a machine")
-    on_a_node = -(-workers.value // len(inventory.nodes))
+    on_a_node = -(-min(workers.value, available) // len(inventory.nodes))
     smallest = min(node.memory_bytes for node in inventory.nodes)
     return TrainingPlace(
         name="a node",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import Recipe
 from polypersona.scheduling.machines import GIB, Decision, Inventory, Node
+from polypersona.scheduling.memory import DTYPE_BYTES
 from polypersona.scheduling.memory import weight_bytes as bytes_of_weights
 from polypersona.scheduling.model_shape import ModelShape
 
@@ -62,11 +63,20 @@ def training_dtype(nodes: Sequence[Node], shape: ModelShape | None, *, uses_gpus
 
 
 def choose_quantization(
-    recipe: Recipe, inventory: Inventory, weight_bytes: int | None = None, shape: ModelShape | None = None
+    recipe: Recipe,
+    inventory: Inventory,
+    weight_bytes: int | None = None,
+    shape: ModelShape | None = None,
+    dtype: str = "bf16",
 ) -> Decision[str]:
-    """Choose the quantisation of the weights that answer: none unless a GPU is too small for them in 16 bits.
+    """Choose the quantisation of the weights that answer: none unless a GPU is too small for them as they are.
 
-    What nf4 leaves as it is counts where the model's shape is known; else a share stands for it.
+    Args:
+        recipe: what is asked for.
+        inventory: what there is.
+        weight_bytes: of the base model in 16 bits; None where it is not known.
+        shape: the base model's, which tells what nf4 leaves as it is; None where it is not known, then a share does.
+        dtype: the precision in which weights are held that are not quantised.
 
     Raises:
         InfeasiblePlanError: the smallest GPU does not hold them in nf4 either.
@@ -83,14 +93,17 @@ def choose_quantization(
     if recipe.cluster.memory_gb is not None:
         smallest = min(smallest, int(recipe.cluster.memory_gb * GIB))
     room = GPU_WEIGHT_SHARE * smallest
-    quantised = weight_bytes * NF4_SHARE_OF_BF16 if shape is None else bytes_of_weights(shape, "bf16", "nf4")
-    need = f"the weights take {weight_bytes / GIB:.1f} GiB in 16 bits, the smallest GPU has {smallest / GIB:.1f} GiB"
-    if weight_bytes <= room:
+    if shape is None:
+        plain, quantised = weight_bytes * DTYPE_BYTES[dtype] / 2, weight_bytes * NF4_SHARE_OF_BF16
+    else:
+        plain, quantised = (float(bytes_of_weights(shape, dtype, kind)) for kind in ("none", "nf4"))
+    need = f"the weights take {plain / GIB:.1f} GiB in {dtype}, the smallest GPU has {smallest / GIB:.1f} GiB"
+    if plain <= room:
         return Decision("none", need)
     if recipe.generate.engine == "vllm":
         raise InfeasiblePlanError(
             f"No plan fits: {need}, and the vllm engine does not quantise them.",
-            f"Use GPUs of {weight_bytes / GPU_WEIGHT_SHARE / GIB:.0f} GiB, a model.base that is stored quantised, or "
+            f"Use GPUs of {plain / GPU_WEIGHT_SHARE / GIB:.0f} GiB, a model.base that is stored quantised, or "
             "generate.engine: packed.",
         )
     if quantised <= room:

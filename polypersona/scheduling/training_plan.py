@@ -12,7 +12,7 @@ from typing import Any
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.recipe import Recipe
-from polypersona.recipe_sections import finetune_settings
+from polypersona.recipe_sections import QUESTIONS_PER_ROW, finetune_settings
 from polypersona.scheduling.fitting import ON_CPU, ON_GPU, Choice, Layout, fitting_choice, least_choice
 from polypersona.scheduling.machines import GIB, Decision, Inventory
 from polypersona.scheduling.memory import TrainSetup, train_memory
@@ -119,10 +119,11 @@ def plan_training(
     place = choose_place(recipe.finetune.workers, inventory, settings.global_batch, recipe.cluster.memory_gb)
     share = settings.global_batch // place.workers.value
     dtype = _choose_dtype(recipe, place, shape, frozen)
+    longest = settings.max_length * _questions_per_row(recipe)
     setup = TrainSetup(
         micro_batch=largest_divisor(share, settings.batch_size),
-        tokens=min(settings.max_length, rows.tokens if rows else settings.max_length),
-        answer_tokens=min(settings.max_length, rows.answer_tokens if rows else settings.max_length),
+        tokens=min(longest, rows.tokens if rows else longest),
+        answer_tokens=min(longest, rows.answer_tokens if rows else longest),
         dtype=dtype.value,
         quantization=_asked_quantization(recipe, frozen) or "none",
         is_checkpointed=False,
@@ -227,11 +228,12 @@ class _Known:
             return f"Set cluster.policy: adaptive, which would take {_ways_of(choice.setup)}."
         if choice := self.fitting(shape, self.setup, both, room):
             return f"Set model.quantization: {choice.setup.quantization}, with {_ways_of(choice.setup)}."
-        for tokens in SHORTER_ROWS:
+        for length in SHORTER_ROWS:
+            tokens = length * _questions_per_row(self.recipe)
             shorter = replace(self.setup, tokens=tokens, answer_tokens=min(tokens, self.setup.answer_tokens))
             if tokens < self.setup.tokens and (choice := self.fitting(shape, shorter, both, room)):
                 return (
-                    f"Set finetune.max_length: {tokens} and model.quantization: {choice.setup.quantization}, with "
+                    f"Set finetune.max_length: {length} and model.quantization: {choice.setup.quantization}, with "
                     f"{_ways_of(choice.setup)}."
                 )
         what = "GPUs" if self.place.is_on_gpu else "nodes"
@@ -280,6 +282,10 @@ class _Known:
         if setup.quantization == "none":
             return Decision("none", f"the weights fit as they are{within}")
         return Decision(setup.quantization, f"the weights do not fit unquantised{within}")
+
+
+def _questions_per_row(recipe: Recipe) -> int:
+    return QUESTIONS_PER_ROW if finetune_settings(recipe.finetune).loss == "options" else 1
 
 
 def _choose_dtype(

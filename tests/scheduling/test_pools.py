@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polypersona.errors import InfeasiblePlanError
+from polypersona.models.shapes import load_shape
 from polypersona.recipe import build_recipe
 from polypersona.scheduling.generation_plan import freeze_plan, plan_generation
 from polypersona.scheduling.machines import ACCELERATOR, GIB, MARKET, NODE_ID, Gpu, Inventory, Node, limit_inventory
@@ -163,3 +164,22 @@ def test_the_pools_hold_all_actors_and_no_node_more_than_its_share(kinds, actors
         ]
         if actors == "auto":
             assert pool.actors.value <= count_places(pool, offers)
+
+
+def test_quantisation_counts_the_weights_in_the_precision_that_answers():
+    shape = load_shape("mistralai/Mistral-7B-Instruct-v0.3")
+    v100 = Inventory((Node(8, 64 * GIB, (Gpu("V100", 32 * GIB, 7.0),)),))
+    plan = plan_generation(recipe(), v100, weight_bytes=14 * GIB, shape=shape)
+    assert (plan.dtype.value, plan.quantization.value) == ("fp32", "nf4")
+    again = plan_generation(recipe(), v100, weight_bytes=14 * GIB, frozen=freeze_plan(recipe(), plan), shape=shape)
+    assert again.quantization.value == "nf4"
+    a100 = Inventory((Node(8, 64 * GIB, (Gpu("A100", 40 * GIB, 8.0),)),))
+    assert plan_generation(recipe(), a100, weight_bytes=14 * GIB, shape=shape).quantization.value == "none"
+    exact = recipe(model={"dtype": "fp32"})
+    assert plan_generation(exact, a100, weight_bytes=14 * GIB, shape=shape).quantization.value == "nf4"
+
+
+def test_weights_stored_in_32_bits_are_not_quantised_where_they_fit_in_16():
+    shape = load_shape("mistralai/Mistral-7B-Instruct-v0.3")
+    a10 = Inventory((Node(8, 64 * GIB, (Gpu("A10", 24 * GIB, 8.6),)),))
+    assert plan_generation(recipe(), a10, weight_bytes=28 * GIB, shape=shape).quantization.value == "none"

@@ -224,3 +224,22 @@ def test_a_gpu_that_others_use_counts_with_what_is_free():
     free = Gpu("A100", 80 * GIB, 8.0, free_bytes=20 * GIB)
     plan = plan_training(recipe(), Inventory((Node(8, 64 * GIB, (free,)),)), shape=MISTRAL)
     assert plan.memory_bytes < 20 * GIB
+
+
+def test_a_range_of_workers_trains_on_what_is_there_and_waits_for_the_rest():
+    two = Inventory((Node(16, 64 * GIB, (A100, A100)),))
+    plan = plan_training(recipe(finetune={"workers": (1, 4)}), two, shape=SHAPES["tiny"])
+    assert (plan.gpus_per_worker, plan.least_workers.value, plan.workers.value) == (1, 1, 4)
+    plan = plan_training(recipe(finetune={"workers": (1, 4)}), INVENTORIES["two cores"], shape=SHAPES["tiny"])
+    assert (plan.gpus_per_worker, plan.least_workers.value, plan.workers.value) == (0, 1, 4)
+    with pytest.raises(InfeasiblePlanError, match="4 workers need as many CPUs"):
+        plan_training(recipe(finetune={"workers": (4, 8)}), INVENTORIES["two cores"], shape=SHAPES["tiny"])
+
+
+def test_rows_of_several_questions_are_planned_as_long_as_they_may_be():
+    asked = recipe(finetune={"loss": "options", "max_length": 512})
+    bounded = plan_training(asked, INVENTORIES["two cores"], shape=SHAPES["tiny"], rows=RowSizes(700, 40))
+    unbounded = plan_training(asked, INVENTORIES["two cores"], shape=SHAPES["tiny"])
+    tokens = plan_training(recipe(finetune={"max_length": 512}), INVENTORIES["two cores"], shape=SHAPES["tiny"])
+    assert bounded.memory_bytes < unbounded.memory_bytes
+    assert tokens.memory_bytes < unbounded.memory_bytes
