@@ -100,8 +100,8 @@ def render_options(options: Sequence[str], show: ShowOptions) -> str:
 
 
 def render_question(item: Item, show: ShowOptions, order: Sequence[int] | None = None) -> str:
-    """Return the part of the user's turn that follows the card. `order` permutes the options as shown."""
-    shown = item.options if order is None else [item.options[index] for index in order]
+    """Return the part of the user's turn that follows the card. `order` permutes the options as shown, if not None."""
+    shown = item.options_as_shown if order is None else [item.options[index] for index in order]
     lines = [f"Domain: {clean_text(item.domain.replace('_', ' '))}", f"Question: {clean_text(item.stem)}"]
     options = render_options(shown, show)
     return "\n".join([*lines, options] if options else lines)

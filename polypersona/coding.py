@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 from polypersona.records import Disposition, Item
 
@@ -59,16 +60,24 @@ def disposition_of(
 ) -> Disposition:
     """Return how the cell ended, from its text alone.
 
-    An empty text or "no answer" is `item_nonresponse`; a refusal is one even where an option is named; a closed
-    answer without a code is `invalid`. `order` and `has_letters` are those of `code_answer`.
+    An empty text or "no answer" is `item_nonresponse`; a refusal is one even where an option is named; the words of
+    the option itself ("None") are neither. A closed answer without a code is `invalid`. `order` and `has_letters` are
+    those of `code_answer`.
     """
-    if not text.strip() or _NO_ANSWER.match(text):
-        return "item_nonresponse"
-    if _REFUSAL.search(text):
-        return "refusal"
+    found = _opening_option(item, text, order, has_letters) if item.is_closed else None
+    if missing := missing_answer(text, 0 if found is None else found[1]):
+        return missing
     if item.is_closed:
-        return "complete" if code_answer(item, text, order, has_letters=has_letters) is not None else "invalid"
+        return "complete" if found is not None else "invalid"
     return "truncated" if is_truncated else "complete"
+
+
+def missing_answer(text: str, begin: int = 0) -> Literal["item_nonresponse", "refusal"] | None:
+    """Return how a text declines to answer, None where it does not, in words that do not end before `begin`."""
+    found = _NO_ANSWER.match(text)
+    if not text.strip() or (found is not None and found.end(1) > begin):
+        return "item_nonresponse"
+    return "refusal" if any(found.end() > begin for found in _REFUSAL.finditer(text)) else None
 
 
 def _opening_option(item: Item, text: str, order: Sequence[int] | None, has_letters: bool) -> tuple[int, int] | None:

@@ -2,8 +2,9 @@
 
 Reads `run.json`, the committed shards of its fingerprint, a file of coded human data and its codebook. Writes
 `scores/human_*.parquet` and, last, `scores/human.json`. Shares rest on the options' probabilities where every answer to
-an item has them (their expectation, without the noise of the draw), else on the codes drawn; each row says which. All
-sums of the run are integers, so any sharding gives the same bytes.
+an item has them (their expectation, without the noise of the draw), else on the codes, and always on the codes where
+the run's temperature is 0; each row says which. Of quarantined rows the dispositions are counted. All sums of the run
+are integers, so any sharding gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polypersona.content import refuse_another_recipe
 from polypersona.errors import StorageError, SurveyError
+from polypersona.gates import FAILED
 from polypersona.ledger import Ledger, committed_shards, ledger_from
 from polypersona.location import mask_secrets
 from polypersona.population import Population, load_population
 from polypersona.progress import Progress
-from polypersona.recipe import build_recipe
+from polypersona.recipe import Recipe, build_recipe
+from polypersona.records import DISPOSITIONS
+from polypersona.rounds import current_quarantine
 from polypersona.storage import RunDirectory, load_run
 from polypersona.survey.alignment import Alignment, align
 from polypersona.survey.cells import ALL, MIN_CELL, Comparison, Row
@@ -32,11 +38,12 @@ from polypersona.survey.frame import Frame, fixed_bits, human_codes
 from polypersona.survey.humans import Humans
 from polypersona.survey.inference import kish_of
 from polypersona.survey.microdata import Survey, load_human
-from polypersona.survey.profiles import Profiles, build_groupings, build_profiles
-from polypersona.survey.responses import batch_rows, build_batches, tally_responses
+from polypersona.survey.profiles import Profiles, build_groupings, build_profiles, find_twins
+from polypersona.survey.responses import batch_rows, build_batches, read_columns_of, tally_responses
 from polypersona.survey.structure import regression_summary
 from polypersona.survey.tables import build_tables, caption, collapsed_rows, prediction_means
 from polypersona.survey.variants import Shards, build_mitigated
+from polypersona.training_overlap import TrainingOverlap, find_overlap
 
 HUMAN_VERSION = 1
 HUMAN_SCORES = "scores/human.json"
@@ -47,6 +54,7 @@ MAX_TABLE_BYTES = 600 << 20
 class Sources:
     """Both sides, read and aligned, before anything is counted."""
 
+    recipe: Recipe
     survey: Survey
     population: Population
     alignment: Alignment
@@ -94,13 +102,15 @@ def run(
         StorageError: there are no responses.
     """
     tallied = _tally(directory, human, codebook, by)
-    sources, comparison = tallied.sources, tallied.comparison
+    comparison, sources = tallied.comparison, tallied.sources
     tables = build_tables(comparison)
-    content = _content(sources, comparison, tables) | {
+    overlap = find_overlap(directory, tallied.stored, sources.recipe, human, str(codebook))
+    content = _content(tallied, tables, overlap) | {
         "run": directory.path(),
         "codebook": mask_secrets(str(codebook)),
         "fingerprint": str(tallied.stored["fingerprint"]),
         "num_rows": comparison.tally.num_rows,
+        "num_quarantined": comparison.tally.num_quarantined,
         "num_planned": tallied.ledger.num_cells,
     }
     content["mitigation"] = None
@@ -117,7 +127,7 @@ def run(
 def _beside(directory: RunDirectory, human: str, codebook: str, by: Sequence[str] | None) -> tuple[str, Comparison]:
     """Return another run's name with what it switches on, and its comparison."""
     tallied = _tally(directory, human, codebook, by)
-    generate = build_recipe(tallied.stored["recipe"]).generate
+    generate = tallied.sources.recipe.generate
     switched = {"calibration": generate.calibration, "order": generate.order, "persona": generate.persona}
     idle = {"calibration": "none", "order": "fixed", "persona": "shown"}
     marks = [f"{key} {value}" for key, value in switched.items() if value != idle[key]]
@@ -137,6 +147,9 @@ def _tally(directory: RunDirectory, human: str, codebook: str, by: Sequence[str]
     batches = build_batches(ledger, committed, fingerprint, batch_rows(frame.width))
     with Progress("compare", len(committed), "shards") as progress:
         tally = tally_responses(directory, batches, frame, progress.advance)
+    for number, name in current_quarantine(directory, fingerprint).items():
+        if number in committed:
+            tally.add_quarantined(read_columns_of(directory, name))
     comparison = Comparison(Humans(sources.survey, sources.profiles, sources.alignment.items), tally)
     return Tallied(stored, ledger, sources, batches, comparison)
 
@@ -148,17 +161,20 @@ def load_sources(
 
     Raises:
         SurveyError: as `run`.
+        RecipeChangedError: the panel's or instrument's files are no longer those that were asked with.
     """
     survey = load_human(human, codebook)
     book = survey.codebook
-    population = load_population(build_recipe(stored["recipe"]), directory)
+    recipe = build_recipe(stored["recipe"])
+    population = load_population(recipe, directory)
+    refuse_another_recipe(directory.path(), stored, recipe, population)
     alignment = align(book, population.items, survey.answers)
     left_out: list[str] = []
     if by is None:
         by = [one.column for one in book.demographics]
         by, left_out = _known_demographics(survey, population, by)
     profiles = build_profiles(survey, build_groupings(survey, by), population.personas)
-    return Sources(survey, population, alignment, profiles, tuple(left_out))
+    return Sources(recipe, survey, population, alignment, profiles, tuple(left_out))
 
 
 def build_frame(sources: Sources, ledger: Ledger) -> Frame:
@@ -170,7 +186,7 @@ def build_frame(sources: Sources, ledger: Ledger) -> Frame:
     items, survey = sources.alignment.items, sources.survey
     boxes = [layer.box for layer in ledger.layers]
     waves, draws = max(box.waves for box in boxes), max(box.draws for box in boxes)
-    weight = max(persona.weight for persona in sources.population.personas)
+    weights = [persona.weight for persona in sources.population.personas]
     options = {one.question.item_id: survey.answers[one.question.item_id].options for one in items}
     width = max(one.num_options for one in items)
     block = ledger.shard_personas * waves * draws * max(len(box.items) for box in boxes)
@@ -180,9 +196,10 @@ def build_frame(sources: Sources, ledger: Ledger) -> Frame:
         sources.profiles.count,
         waves,
         draws,
-        fixed_bits(weight, waves * draws, 2 * max(batch_rows(width), block)),
+        fixed_bits(max(weights), statistics.fmean(weights), waves * draws, 2 * max(batch_rows(width), block)),
         human_codes(items, options, survey.num_respondents),
-        {identity: row for row, identity in enumerate(survey.respondent_ids)},
+        sources.profiles.twins,
+        is_greedy=sources.recipe.generate.temperature == 0,
     )
     size = 4 * 8 * frame.num_profiles * len(items) * width * width
     if size > MAX_TABLE_BYTES:
@@ -223,8 +240,8 @@ def _blank(value: Any) -> Any:
 
 def _known_demographics(survey: Survey, population: Population, by: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the demographics that some persona has, and those that none has."""
-    ids = set(survey.respondent_ids)
-    if any(persona.persona_id in ids for persona in population.personas):
+    twins, _ = find_twins(survey, population.personas)
+    if twins:
         return list(by), []
     known: list[str] = []
     unknown: list[str] = []
@@ -237,7 +254,9 @@ def _known_demographics(survey: Survey, population: Population, by: Sequence[str
     return known, unknown
 
 
-def _content(sources: Sources, comparison: Comparison, tables: dict[str, list[Row]]) -> dict[str, Any]:
+def _content(tallied: Tallied, tables: dict[str, list[Row]], overlap: TrainingOverlap | None) -> dict[str, Any]:
+    sources, comparison = tallied.sources, tallied.comparison
+    shared = [one.question.item_id for one in comparison.items]
     survey, tally, book = sources.survey, comparison.tally, sources.survey.codebook
     bases = [comparison.tally.basis(item) for item in range(len(comparison.items))]
     alarms = [
@@ -256,12 +275,15 @@ def _content(sources: Sources, comparison: Comparison, tables: dict[str, list[Ro
             "respondents": survey.num_respondents,
             "effective_n": kish_of(survey.weights),
         },
-        "caption": caption(bases),
+        "caption": " ".join(
+            [caption(bases, is_greedy=tally.frame.is_greedy), *([overlap.summary(shared)] if overlap else [])]
+        ),
         "by": [grouping.name for grouping in sources.profiles.groupings],
         "alarms": alarms,
-        "notes": _notes(sources, comparison),
+        "notes": [*_notes(tallied), *([overlap.note] if overlap else [])],
+        "training_overlap": overlap and overlap.as_json,
         "items": {
-            "shared": [one.question.item_id for one in comparison.items],
+            "shared": shared,
             "only_human": list(sources.alignment.only_human),
             "only_run": list(sources.alignment.only_run),
         },
@@ -277,8 +299,20 @@ def _content(sources: Sources, comparison: Comparison, tables: dict[str, list[Ro
     }
 
 
-def _notes(sources: Sources, comparison: Comparison) -> list[str]:
+def _notes(tallied: Tallied) -> list[str]:
+    sources, comparison, planned = tallied.sources, tallied.comparison, tallied.ledger.num_cells
     tally, notes = comparison.tally, [*sources.survey.notes, *sources.profiles.notes]
+    if tally.num_rows + tally.num_quarantined < planned:
+        notes.append(f"generation is not finished: {tally.num_rows:,} of {planned:,} planned responses are there")
+    asked = {name: int(count) for name, count in zip(DISPOSITIONS, tally.dispositions.sum(axis=0), strict=True)}
+    failed = sum(asked[name] for name in FAILED)
+    if failed:
+        total = sum(asked.values()) - asked["not_asked"]
+        kinds = ", ".join(f"{asked[name]:,} {name}" for name in FAILED if asked[name])
+        notes.append(
+            f"{failed:,} of {total:,} answers to the shared items ({100 * failed / total:.1f} %) failed and are left "
+            f"out: {kinds}"
+        )
     if sources.left_out:
         notes.append(f"no persona of the run has {', '.join(sources.left_out)}: not compared by it")
     if comparison.hidden:

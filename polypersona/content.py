@@ -2,7 +2,8 @@
 
 A part is a value of the recipe with `auto` resolved, or the hash of something outside it: weights, adapter, test split.
 Items and personas are guarded apart, because they may grow: those the run has must stay what they were. Paths are
-no part, so a moved file changes nothing. Takes values, gives values or an error; writes nothing.
+no part, so a moved file changes nothing. Takes values, gives values or an error; writes nothing, and reads only the
+panel of a recipe that asks fewer personas than the run has.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from polypersona.engines.settings import ENGINE_VERSIONS, Weights
 from polypersona.errors import RecipeChangedError
 from polypersona.fingerprint import diff, digest_of
 from polypersona.ledger import Box, Ledger
-from polypersona.population import Population, item_hashes, panel_digests
+from polypersona.population import Population, item_hashes, panel_digests, with_next_personas
 from polypersona.recipe import Recipe, change_of, flatten
 from polypersona.records import digest
 from polypersona.scheduling.precision import MODEL_ENGINES
@@ -171,7 +172,7 @@ def _test_cells(population: Population) -> str:
 
 def _population_changes(stored: Mapping[str, Any], recipe: Recipe, population: Population) -> list[str]:
     lines = _item_changes(stored["content"]["items"], population)
-    if panel_lines := _panel_changes(stored, population):
+    if panel_lines := _panel_changes(stored, recipe, population):
         lines += panel_lines + diff(_panel_fields(stored["recipe"]), _panel_fields(recipe.model_dump(mode="json")))
     return lines
 
@@ -182,15 +183,17 @@ def _item_changes(stored: Mapping[str, str], population: Population) -> list[str
     return diff({f"item {key}": stored[key] for key in shared}, {f"item {key}": now[key] for key in shared})
 
 
-def _panel_changes(stored: Mapping[str, Any], population: Population) -> list[str]:
+def _panel_changes(stored: Mapping[str, Any], recipe: Recipe, population: Population) -> list[str]:
     layers = {layer["box"]["personas"]: layer["digest"] for layer in stored["ledger"]["layers"]}
-    now = panel_digests(population.personas, layers)
-    return [
-        line
-        for size, before in sorted(layers.items())
-        if size in now
-        for line in diff({f"the first {size:,} personas": before}, {f"the first {size:,} personas": now[size]})
-    ]
+    personas = with_next_personas(recipe, population, max(layers, default=0))
+    now = panel_digests(personas, layers)
+    # A digest covers all of its personas, so a panel that ends before the last one is known only where another ends.
+    sizes = now if len(personas) in now else layers
+    lines = []
+    for size in sorted(sizes):
+        label = f"the first {size:,} personas"
+        lines += diff({label: layers[size]}, {label: now[size]} if size in now else {})
+    return lines
 
 
 def _panel_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:

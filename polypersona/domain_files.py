@@ -16,10 +16,10 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from polypersona.chatml import render_choice
-from polypersona.coding import code_answer, disposition_of
+from polypersona.coding import missing_answer
 from polypersona.errors import nearest
 from polypersona.gates import asking_order, gates_of
+from polypersona.readback import misread_options
 from polypersona.records import Gate, Item, ResponseType
 from polypersona.resources import resource
 
@@ -184,12 +184,13 @@ def _item_problems(file: str, item: Item) -> Iterator[Problem]:
     if shared:
         message = f"the code {shared[0]} is an option's code too."
         yield Problem(file, item.item_id, "missing", message, "Give the missing answer another code.")
-    for label, code in zip(item.options, item.codes, strict=True):
-        if code_answer(item, label) != code:
-            message = f"the option {label!r} cannot be told apart from another one in an answer."
+    misread = misread_options(item)
+    for label in item.options:
+        if label in misread:
+            message = f"the option {label!r} {misread[label]}."
             yield Problem(file, item.item_id, "options", message, "Word the options differently.")
-        elif (read_as := disposition_of(item, render_choice(label))) != "complete":
-            message = f"the option {label!r} would be read as {read_as.replace('_', ' ')}."
+        elif (missing := missing_answer(label)) is not None:
+            message = f"the option {label!r} is worded as {missing.replace('_', ' ')}."
             yield Problem(file, item.item_id, "options", message, "Move it to `missing`, or word it differently.")
 
 

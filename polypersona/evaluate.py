@@ -32,6 +32,7 @@ from polypersona.evaluation.personas import score_personas
 from polypersona.evaluation.pool import score_pairs
 from polypersona.evaluation.ratings import annotations_digest, rated_scores
 from polypersona.fingerprint import digest_of
+from polypersona.location import mask_secrets
 from polypersona.metrics.bertscore import encoder_of, with_values
 from polypersona.metrics.sums import Kind
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
@@ -200,7 +201,7 @@ def _caption(recipe: Recipe, settings: Settings, reference: str) -> str:
             "nothing about people."
         )
     elif reference == "dataset":
-        source = recipe.dataset.source or f"the teacher {teacher!r}"
+        source = mask_secrets(recipe.dataset.source or f"the teacher {teacher!r}")
         parts.append(f"The references are the test split's answers from {source}.")
     else:
         parts.append("Nothing was compared: only measures that need no reference are shown.")

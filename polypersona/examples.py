@@ -33,7 +33,7 @@ def build_example(persona: Persona, item: Item, answer: Answer, show: ShowOption
 
 def describe_cell(persona: Persona, item: Item) -> dict[str, Any]:
     """Return the metadata that persona and item alone decide; `example_persona` and `example_item` read it back."""
-    return {
+    described = {
         "persona_id": persona.persona_id,
         "persona": {"attributes": dict(persona.attributes), "text": persona.text},
         "weight": persona.weight,
@@ -47,6 +47,7 @@ def describe_cell(persona: Persona, item: Item) -> dict[str, Any]:
         "reverse": item.reverse,
         "construct": item.construct,
     }
+    return described | ({"shown": list(item.shown)} if item.shown else {})
 
 
 def example_persona(example: Example) -> Persona:
@@ -73,6 +74,7 @@ def example_item(example: Example) -> Item:
         scale=stored.get("scale") or "ordered",
         reverse=bool(stored.get("reverse")),
         construct=stored.get("construct") or "",
+        shown=tuple(stored.get("shown") or ()),
     )
 
 

@@ -7,30 +7,32 @@ inventory holds, and one that fails leaves the others. Knows Ray; the loop itsel
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ray.train import ScalingConfig
 
+from polypersona.errors import DatasetError, RecipeError, StorageError
 from polypersona.events import EventLog
 from polypersona.models.location import TINY, is_hub_id, locate_model
 from polypersona.models.shapes import load_shape
-from polypersona.planned_training import Found, Planned
+from polypersona.planned_training import Found, Planned, memory_parts
 from polypersona.recipe import Recipe
-from polypersona.recipe_sections import finetune_settings
+from polypersona.recipe_sections import FinetuneSettings, finetune_settings
 from polypersona.roster import ALONE, Member, build_roster, has_several
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Inventory
-from polypersona.scheduling.micro_batches import hardware_of, known_micro_batch, remember_micro_batch
+from polypersona.scheduling.micro_batches import known_micro_batch, remember_micro_batch
 from polypersona.scheduling.training_pace import LEAST_STEPS, TrainingPace, pace_parts, remember_pace
-from polypersona.scheduling.training_plan import RowSizes, TrainPlan, plan_training
+from polypersona.scheduling.training_plan import TrainPlan, plan_training
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.sweep import train_several
 from polypersona.training.artifacts import build_training
-from polypersona.training.choices import num_rows
+from polypersona.training.choices import bound_sizes, num_rows
 from polypersona.training.folder import (
     commit_adapter,
     drop_checkpoints,
@@ -101,15 +103,17 @@ def _plan(found: Found, directory: RunDirectory, inventory: Inventory) -> Planne
 
     Raises:
         InfeasiblePlanError: the workers do not divide the global batch, or do not fit.
+        DatasetError, RecipeError: the best adapter is chosen by what no validation row is measured for.
     """
     member, model = found.member, found.member.recipe.model
     examples, settings = load_training(directory, member.scope), finetune_settings(member.recipe.finetune)
-    parts = _memory_parts(member.recipe, found.content, inventory)
+    _refuse_unmeasured_best(member, settings, directory)
+    parts = memory_parts(member.recipe, found.content["base"], inventory)
     plan = plan_training(
         member.recipe,
         inventory,
         shape=load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code),
-        rows=None if settings.loss == "options" else RowSizes.bound(example.messages for example in examples),
+        rows=bound_sizes(examples, settings.loss, member.recipe.seed),
         most_micro_batch=known_micro_batch(parts),
         frozen=found.precision,
     )
@@ -127,18 +131,18 @@ def _plan(found: Found, directory: RunDirectory, inventory: Inventory) -> Planne
     )
 
 
-def _memory_parts(recipe: Recipe, content: Mapping[str, Any], inventory: Inventory) -> dict[str, Any]:
-    """Return what the rows that memory holds at once depend on."""
-    settings = finetune_settings(recipe.finetune)
-    return {
-        "hardware": hardware_of(inventory),
-        "base": content["base"],
-        "dtype": recipe.model.dtype,
-        "quantization": recipe.model.quantization,
-        "rank": settings.rank,
-        "max_length": settings.max_length,
-        "loss": settings.loss,
-    }
+def _refuse_unmeasured_best(member: Member, settings: FinetuneSettings, directory: RunDirectory) -> None:
+    metric = settings.best_metric
+    if metric not in (None, "loss") and not settings.validation_rows:
+        raise RecipeError(
+            f"finetune.best_metric is {metric!r}, but finetune.validation_rows is 0, so no answer is scored.",
+            "Raise finetune.validation_rows, or set finetune.best_metric: loss.",
+        )
+    if metric is not None and not load_validation(directory, member.scope):
+        raise DatasetError(
+            f"finetune.best_metric is {metric!r}, but no validation row is for an adapter of {member.scope.text}.",
+            "Give that split a larger share in dataset.splits, or leave finetune.best_metric and patience out.",
+        )
 
 
 def _build_job(recipe: Recipe, plan: TrainPlan) -> TrainingJob:
@@ -211,26 +215,35 @@ def _train(planned: Planned, directory: RunDirectory, board: Any = None) -> dict
 
 def _remember_pace(planned: Planned, outcome: Outcome, training: Mapping[str, Any], events: EventLog) -> None:
     """Keep how fast it was, for `plan`; an attempt that only ended an earlier one says nothing."""
-    num_rows = planned.num_rows * planned.job.settings.epochs
     if outcome.first_step or not training["tokens_per_s"] or outcome.steps < LEAST_STEPS:
         return
-    pace = TrainingPace(training["tokens_per_s"], outcome.tokens / num_rows, datetime.now(UTC).date().isoformat())
+    tokens_per_row = outcome.tokens / (outcome.steps * planned.job.settings.global_batch)
+    pace = TrainingPace(training["tokens_per_s"], tokens_per_row, datetime.now(UTC).date().isoformat())
     parts = pace_parts(planned.member.recipe, planned.plan, planned.memory_parts["hardware"])
-    with _REMEMBERING:
-        file = remember_pace(parts, pace)
-    events.write("pace_remembered", adapter=planned.member.name, file=file)
+    _keep("pace", lambda: remember_pace(parts, pace), events, adapter=planned.member.name)
 
 
 def _remember(planned: Planned, micro_batch: int, reason: str, events: EventLog) -> None:
     """Keep what memory was found to hold for the next training on this hardware."""
     date = datetime.now(UTC).date().isoformat()
-    with _REMEMBERING:
-        file = remember_micro_batch(planned.memory_parts, micro_batch, reason, date)
-    events.write(
-        "micro_batch_remembered",
+    _keep(
+        "micro_batch",
+        lambda: remember_micro_batch(planned.memory_parts, micro_batch, reason, date),
+        events,
         adapter=planned.member.name,
         micro_batch=micro_batch,
         hardware=planned.memory_parts["hardware"],
         reason=reason,
-        file=file,
     )
+
+
+def _keep(what: str, remember: Callable[[], str], events: EventLog, **facts: Any) -> None:
+    """Remember something for later plans, with an event of the file or of why not: no training fails of that."""
+    event = f"{what}_remembered"
+    try:
+        with _REMEMBERING:
+            facts["file"] = remember()
+    except (StorageError, OSError) as error:
+        event, facts["error"] = f"{what}_not_remembered", str(error)
+    with contextlib.suppress(StorageError):
+        events.write(event, **facts)

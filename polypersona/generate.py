@@ -58,8 +58,9 @@ def run(recipe: Recipe, population: Population | None = None, weights: Weights |
     population = population or load_population(recipe, directory)
     weights = weights or locate_weights(recipe, directory)
     stored = load_run(directory)
-    weights = choose_adapters(recipe, weights, population, stored.get("frozen", {}))
-    started = _start(recipe, stored, directory, population, weights)
+    is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))
+    weights = choose_adapters(recipe, weights, population, {} if is_first else stored["frozen"])
+    started = _start(recipe, stored, directory, population, weights, is_first=is_first)
     pending = sorted(set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint))
     if pending:
         driver.refuse_smaller(started.ledger, pending, population, directory)
@@ -91,9 +92,14 @@ class Start:
 
 
 def _start(
-    recipe: Recipe, stored: dict[str, Any], directory: RunDirectory, population: Population, weights: Weights
+    recipe: Recipe,
+    stored: dict[str, Any],
+    directory: RunDirectory,
+    population: Population,
+    weights: Weights,
+    *,
+    is_first: bool,
 ) -> Start:
-    is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))
     frozen, plan = stored.get("frozen", {}), stored.get("plan", {})
     if is_first:
         inventory = start_ray(recipe.cluster.limits)

@@ -1,4 +1,4 @@
-"""A training before it begins: what a start finds of an adapter, and what it settles about making it. Values only."""
+"""A training before it begins: what a start finds of an adapter, and what it settles about making it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from polypersona.fingerprint import digest_of
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.roster import Member
+from polypersona.scheduling.machines import Inventory
+from polypersona.scheduling.micro_batches import hardware_of
 from polypersona.scheduling.training_plan import TrainPlan
 from polypersona.training.job import TrainingJob
 from polypersona.training.sampling import num_steps
+
+
+def memory_parts(recipe: Recipe, base_hash: str, inventory: Inventory) -> dict[str, Any]:
+    """Return what the rows that memory holds at once depend on, by which a known micro-batch is found again."""
+    settings = finetune_settings(recipe.finetune)
+    return {
+        "hardware": hardware_of(inventory),
+        "base": base_hash,
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+        "rank": settings.rank,
+        "max_length": settings.max_length,
+        "loss": settings.loss,
+    }
 
 
 @dataclass(frozen=True, slots=True)

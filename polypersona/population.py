@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from polypersona.chatml import card_attributes
-from polypersona.errors import EngineError, PersonaError
+from polypersona.chatml import ShowOptions, card_attributes
+from polypersona.errors import EngineError, PersonaError, QuestionbankError
 from polypersona.examples import example_item, example_persona, load_examples
 from polypersona.ledger import Asked, item_key
 from polypersona.panel.sources import load_panel
 from polypersona.questionbank import item_hash, load_instrument
+from polypersona.readback import misread_options
 from polypersona.recipe import Recipe
 from polypersona.records import Item, Persona
 from polypersona.storage import RunDirectory
@@ -47,7 +48,7 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
 
     Raises:
         PersonaError: the panel cannot be read, or two personas have one id.
-        QuestionbankError: the instrument cannot be read.
+        QuestionbankError: the instrument cannot be read, or has options that `generate.closed: text` would confuse.
         StorageError: `on: test` before the dataset stage.
         EngineError: an item of a response type that no engine answers.
     """
@@ -57,6 +58,8 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
         panel, instrument = load_panel(recipe.panel, recipe.seed), load_instrument(recipe.instrument)
         population = Population(tuple(panel.personas), tuple(instrument.items))
     _refuse_repeated_ids(population.personas)
+    if recipe.generate.closed == "text":
+        _refuse_misread_options(population.items, recipe.instrument.show_options)
     for item in population.items:
         if item.response_type in UNANSWERABLE:
             raise EngineError(
@@ -84,6 +87,21 @@ def panel_digests(personas: Sequence[Persona], sizes: Iterable[int]) -> dict[int
     return digests
 
 
+def with_next_personas(recipe: Recipe, population: Population, size: int) -> tuple[Persona, ...]:
+    """Return the population's personas, and the next ones of the panel where they are fewer than `size`.
+
+    None are added where the panel has not so many, or does not begin with the population's.
+    """
+    personas = population.personas
+    if len(personas) >= size or recipe.generate.on == "test":
+        return personas
+    try:
+        panel = load_panel(recipe.panel.model_copy(update={"size": size}), recipe.seed).personas
+    except PersonaError:
+        return personas
+    return panel if panel[: len(personas)] == personas else personas
+
+
 def _test_population(run: RunDirectory) -> Population:
     personas: dict[str, Persona] = {}
     items: dict[str, Item] = {}
@@ -101,6 +119,15 @@ def _test_population(run: RunDirectory) -> Population:
     return Population(
         tuple(personas.values()), ordered, tuple(tuple(sorted(place[key] for key in keys)) for keys in asked.values())
     )
+
+
+def _refuse_misread_options(items: Iterable[Item], show: ShowOptions) -> None:
+    for item in items:
+        for label, how in misread_options(item, show).items():
+            raise QuestionbankError(
+                f"Item {item.item_id!r}: the option {label!r} {how}, and generate.closed: text reads answers.",
+                "Set generate.closed: score, word the options differently, or leave the item out.",
+            )
 
 
 def _refuse_repeated_ids(personas: Sequence[Persona]) -> None:

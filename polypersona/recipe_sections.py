@@ -334,6 +334,10 @@ class ClusterRecipe(Section):
         return self
 
 
+# Questions of one card that share a row of `loss: options`: more save tokens of the card, and cost attention.
+QUESTIONS_PER_ROW = 4
+
+
 class FinetuneSettings(Section):
     """The hyper-parameters a preset and the recipe's own values resolve to.
 

@@ -6,6 +6,7 @@ fields it lacks. Knows no file.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ PERSONA_TEXT_KEYS = ("text", "description", "persona", "bio", "summary")
 KNOWN_KEYS = {
     *QUESTION_KEYS, *REFERENCE_KEYS, *TYPE_KEYS, "id", "messages", "meta", "metadata", "persona", "persona_id",
     "domain", "domain_id", "item_id", "question_id", "options", "codes", "scale", "reverse", "construct", "weight",
-    "rationale", "code", "label", "source_id",
+    "shown", "rationale", "code", "label", "source_id",
 }  # fmt: skip
 TYPE_NAMES: Mapping[str, ResponseType] = {
     "scale": "likert", "rating": "likert", "likertscale": "likert", "openended": "open", "freetext": "open",
@@ -75,6 +76,7 @@ class Fields:
     scale: Literal["ordered", "nominal"]
     reverse: bool
     construct: str
+    shown: tuple[int, ...]
     reference: str
     ignored: tuple[str, ...]
 
@@ -87,6 +89,7 @@ def read_fields(content: Any) -> Fields:
     """
     if not isinstance(content, Mapping):
         raise RecordProblem("", f"a record is a mapping, not {_kind(content)}")
+    _refuse_half_characters(content)
     record = _Record(content)
     persona, from_card = _read_persona(record)
     question = record.text(QUESTION_KEYS) or record.turn.get("question", "")
@@ -111,9 +114,19 @@ def read_fields(content: Any) -> Fields:
         scale="nominal" if record.find(("scale",)) == "nominal" else "ordered",
         reverse=record.find(("reverse",)) is True,
         construct=record.text(("construct",)),
+        shown=_read_shown(record, options),
         reference=_read_reference(record),
         ignored=record.ignored(is_flat=not from_card),
     )
+
+
+def _refuse_half_characters(content: Mapping[str, Any]) -> None:
+    for name, value in content.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            field = name.encode("utf-8", "replace").decode()
+            raise RecordProblem(field, "the text holds half a character (a lone surrogate)") from error
 
 
 class _Record:
@@ -241,8 +254,18 @@ def _read_codes(record: _Record, options: Sequence[str]) -> tuple[int, ...]:
     if not options or not value:
         return ()
     is_int = isinstance(value, list) and all(isinstance(code, int) and not isinstance(code, bool) for code in value)
-    if not is_int or len(set(value)) != len(options):
+    if not is_int or not len(value) == len(set(value)) == len(options):
         raise RecordProblem("codes", f"codes are {len(options)} different whole numbers, not {value!r}")
+    return tuple(value)
+
+
+def _read_shown(record: _Record, options: Sequence[str]) -> tuple[int, ...]:
+    value = record.find(("shown",))
+    if not options or not value:
+        return ()
+    is_int = isinstance(value, list) and all(isinstance(place, int) for place in value)
+    if not is_int or sorted(value) != list(range(len(options))):
+        raise RecordProblem("shown", f"this is the order of {len(options)} options, from 0, not {value!r}")
     return tuple(value)
 
 

@@ -91,6 +91,11 @@ class Item:
         """Whether an answer is one of the options."""
         return bool(self.options)
 
+    @property
+    def options_as_shown(self) -> tuple[str, ...]:
+        """The labels in the order in which prompts show them."""
+        return tuple(self.options[index] for index in self.shown) if self.shown else self.options
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polypersona.chatml import ShowOptions, build_messages, render_answer
+from polypersona.chatml import ShowOptions, build_messages, render_answer, shown_place
 from polypersona.coding import code_answer, split_rationale
 from polypersona.errors import DatasetError
 from polypersona.examples import describe_cell
+from polypersona.readback import misread_options
 from polypersona.record_fields import Fields, RecordProblem, read_fields
 from polypersona.record_files import RawRecord, Rejection, find_split_files, read_records
 from polypersona.records import Assignment, AttributeValue, Example, Item, Persona, digest
@@ -132,15 +133,20 @@ def _build_example(fields: Fields, show: ShowOptions) -> Example:
         scale=fields.scale,
         reverse=fields.reverse,
         construct=fields.construct,
+        shown=fields.shown,
     )
+    if misread := misread_options(item):
+        label = next(iter(misread))
+        raise RecordProblem("options", f"the option {label!r} {misread[label]}")
     persona = Persona(fields.persona_id, fields.attributes, fields.text, fields.weight)
-    code = code_answer(item, fields.reference) if item.is_closed else None
+    order = item.shown or None
+    code = code_answer(item, fields.reference, order) if item.is_closed else None
     if item.is_closed and code is None:
         raise RecordProblem("reference", f"{fields.reference[:60]!r} names none of the options {list(item.options)}")
-    label, rationale = split_rationale(item, fields.reference) if item.is_closed else ("", "")
+    label, rationale = split_rationale(item, fields.reference, order) if item.is_closed else ("", "")
     answer = fields.reference
     if item.is_closed and show == "letters":
-        answer = render_answer(label, rationale, show, item.options.index(label))
+        answer = render_answer(label, rationale, show, shown_place(item.options.index(label), order))
     metadata = describe_cell(persona, item) | {
         "reference": answer,
         "rationale": rationale,

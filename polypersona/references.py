@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from polypersona.chatml import ShowOptions, render_answer
+from polypersona.chatml import ShowOptions, render_answer, shown_place
 from polypersona.engines.base import Cell, Engine, EngineSettings, Group
 from polypersona.engines.registry import load_engine
 from polypersona.errors import RecipeError, StorageError
@@ -87,7 +87,7 @@ class Teacher:
         engine, cells = self._engine, []
         for item in self.items:
             assignment = Assignment(persona.persona_id, item.item_id)
-            cells.append(Cell(assignment.assignment_id, item, assignment.seed(self.seed)))
+            cells.append(Cell(assignment.assignment_id, item, assignment.seed(self.seed), item.shown or None))
         answers = ask_in_rounds(
             cells,
             [persona.persona_id] * len(cells),
@@ -193,7 +193,8 @@ class DatasetReferences:
 def _reference(stored: Mapping[str, Any], show: ShowOptions, *, has_rationale: bool) -> Reference:
     code, label = stored.get("code"), stored.get("label")
     if not has_rationale and code is not None and label:
-        place = list(stored["options"]).index(label) if show == "letters" else None
+        index = list(stored["options"]).index(label) if show == "letters" else None
+        place = None if index is None else shown_place(index, stored.get("shown"))
         return Reference(render_answer(str(label), show=show, place=place), code)
     return Reference(str(stored["reference"]), code)
 

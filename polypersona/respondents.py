@@ -110,11 +110,17 @@ def survey_content(source: str, settings: SurveyRecipe, people: Respondents) -> 
     """Return what the examples follow from, besides the recipe's keys: the file's and the codebook's hashes."""
     assert settings.codebook is not None
     return {
-        "survey.hash": hashlib.blake2b(read_bytes(source), digest_size=16).hexdigest(),
-        "survey.codebook_hash": hashlib.blake2b(read_bytes(settings.codebook), digest_size=16).hexdigest(),
+        "survey.hash": hash_file(source),
+        "survey.codebook_hash": hash_file(settings.codebook),
         "survey.respondents": len(people.personas),
         "respondents_version": RESPONDENTS_VERSION,
+        **{f"survey.shown.{item.item_id}": item.shown for item in (*people.tuned, *people.withheld) if item.shown},
     }
+
+
+def hash_file(location: str) -> str:
+    """Return the hash by which `survey_content` knows a survey's file or codebook again, wherever it lies."""
+    return hashlib.blake2b(read_bytes(location), digest_size=16).hexdigest()
 
 
 def _items(book: Codebook, settings: SurveyRecipe, survey: Survey) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
@@ -168,11 +174,12 @@ def _card(survey: Survey, row: int, groupings: Sequence[Grouping]) -> dict[str, 
 
 def _example(people: Respondents, place: int, item: Item, show: ShowOptions) -> Example:
     persona = people.personas[place]
-    option = int(people.survey.answers[item.item_id].options[people.rows[place]])
-    label = item.options[option]
-    text = render_answer(label, "", show, shown_place(option))
+    chosen = people.survey.answers[item.item_id].options[people.rows[place]]
+    code = people.survey.codebook.question(item.item_id).codes[chosen]
+    option = item.codes.index(code)
+    text = render_answer(item.options[option], "", show, shown_place(option, item.shown or None))
     assignment = Assignment(persona.persona_id, item.item_id).assignment_id
-    answer = Answer(assignment, text, "complete", code=item.codes[option], label=label)
+    answer = Answer(assignment, text, "complete", code=code, label=item.options[option])
     example = build_example(persona, item, answer, show)
     metadata = {**example.metadata, "sampling_weight": persona.weight, "is_human": True}
     return replace(example, metadata=metadata)

@@ -87,7 +87,7 @@ class ShardStore:
             data = render_shard(rows.quarantined, footer)
             facts["quarantine_hash"] = file_hash(data)
             self.run.write(f"{QUARANTINE}/{quarantine_name(number, self.fingerprint, round)}", data)
-        elif before is None:  # what an attempt left that died before its commit
+        else:  # what an attempt at this round left that died before its commit
             self.run.delete(f"{QUARANTINE}/{quarantine_name(number, self.fingerprint, round)}")
         data = render_shard(rows.committed, footer)
         self.run.write(f"{RESPONSES}/{shard_name(number, self.fingerprint)}", data)

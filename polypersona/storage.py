@@ -28,6 +28,7 @@ from polypersona.object_store import open_store, put, with_patience
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+_BY_STAGE = ("stages", "plan")  # keys of run.json under which each stage has its own
 # Where Ray unpacks what `ray job submit --working-dir` uploads; the job runs there, so relative paths lead there.
 _JOB_COPY = "/runtime_resources/working_dir_files/"
 
@@ -219,8 +220,8 @@ class RunDirectory:
             ) from error
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file, indented, keys in the order given, NaN as null."""
-        text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        """Write a JSON file, indented, keys in the order given, NaN as null, secrets in URLs masked."""
+        text = json.dumps(_without_nan(mask_all(content)), indent=2, ensure_ascii=False, allow_nan=False, default=str)
         self.write(name, f"{text}\n".encode())
 
     def delete(self, name: str) -> None:
@@ -265,14 +266,13 @@ def load_run(run: RunDirectory) -> dict[str, Any]:
 
 
 def update_run(run: RunDirectory, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge top-level keys into run.json (a mapping value is merged one level deep) and return the result.
+    """Replace top-level keys of run.json and return the result; of `stages` and `plan` only the stages given.
 
     Secrets in URLs are masked.
     """
     content = {"schema_version": SCHEMA_VERSION, "synthetic": True, **load_run(run)}
     for key, value in mask_all(changes).items():
-        old = content.get(key)
-        content[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+        content[key] = {**content.get(key, {}), **value} if key in _BY_STAGE else value
     run.write_json("run.json", content)
     return content
 

@@ -147,7 +147,7 @@ def _cells(persona: Persona, items: Sequence[Item], wanted: Sequence[str], seed:
 
 def _cell(persona: Persona, item: Item, seed: int) -> Cell:
     assignment = Assignment(persona.persona_id, item.item_id)
-    return Cell(assignment.assignment_id, item, assignment.seed(seed))
+    return Cell(assignment.assignment_id, item, assignment.seed(seed), item.shown or None)
 
 
 def _answer(engine: Engine, cells: Sequence[tuple[Persona, Cell]]) -> list[Answer]:

@@ -100,6 +100,13 @@ def empty_bank(place):
     (place / "bank").mkdir()
 
 
+def codebook_with_signs(place):
+    options = {"1": "-2", "2": "0", "3": "2"}
+    item = {"stem": "How much?", "response_type": "likert", "options": options, "ordinal": True}
+    book = {"title": "Tea", "source": "own data", "license": "CC0", "respondent_id": "id", "items": {"tea": item}}
+    (place / "codebook.json").write_text(json.dumps(book))
+
+
 def panel(name, content):
     def write(place):
         (place / name).write_bytes(content)
@@ -191,6 +198,11 @@ MISTAKES = {
     "an item without options": (bank_without_options, BANK, ["tea.json", "tea.likert.01", "options"]),
     "a bank without files": (empty_bank, [*RUN, "--set", "instrument.bank=bank"], ["bank"]),
     "checking a file that is no JSON": (broken_bank, ["bank", "check", "tea.json"], ["tea.json", "line 2"]),
+    "options that a text would confuse": (
+        codebook_with_signs,
+        ["generate", "recipe.yaml", "--set", "instrument.bank=codebook.json", "--set", "generate.closed=text"],
+        ["'tea'", "'2'", "told apart", "generate.closed: score"],
+    ),
     "a domain that is none": (
         nothing,
         [*RUN, "--set", "instrument.domains=[helthcare]"],

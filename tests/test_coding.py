@@ -1,5 +1,7 @@
 """An answer's text becomes the option it names and nothing else; how a cell ended is told from its text."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from polypersona.chatml import render_answer
 from polypersona.coding import code_answer, disposition_of, split_rationale
 from polypersona.questionbank import load_bank
+from polypersona.readback import misread_options
 from polypersona.records import Item
 
 LIKERT = Item(
@@ -17,6 +20,9 @@ YES_NO = Item("x.yesno.01", "x", "Do you?", "yesno", ("No", "Yes"))
 AMOUNT = Item("x.single.01", "x", "How much?", "single", ("Not at all", "Not much", "A lot", "I don't know yet"))
 CODED = Item("x.single.02", "x", "Which?", "single", ("First", "Second", "Third"), (10, 20, 97))
 OPEN = Item("x.open.01", "x", "Why?", "open")
+HELP = Item(
+    "x.single.03", "x", "Who helps you?", "single", ("None", "Don't know yet", "Prefer not to say", "No", "N/A")
+)
 CLOSED = [item for item in load_bank() if item.is_closed]
 
 
@@ -143,6 +149,17 @@ def test_no_text_breaks_the_coding(text):
         (OPEN, "I can't answer emails in the evening.", "complete"),
         (OPEN, "My work.", "complete"),
         (OPEN, "None of it helps me.", "complete"),
+        (OPEN, "None", "item_nonresponse"),
+        (HELP, "None.", "complete"),
+        (HELP, "none. Nobody does.", "complete"),
+        (HELP, "A) None.", "complete"),
+        (HELP, "N/A", "complete"),
+        (HELP, "No answer", "item_nonresponse"),
+        (HELP, "No comment.", "item_nonresponse"),
+        (HELP, "Don't know.", "item_nonresponse"),
+        (HELP, "Prefer not to say. It is private.", "complete"),
+        (HELP, "None. I prefer not to say more.", "refusal"),
+        (HELP, "I prefer not to say.", "refusal"),
     ],
 )
 def test_a_disposition_is_told_from_the_text(item, text, disposition):
@@ -160,3 +177,11 @@ def test_a_disposition_is_told_from_the_text(item, text, disposition):
 )
 def test_a_length_stop_truncates_an_open_answer_only(item, text, disposition):
     assert disposition_of(item, text, is_truncated=True) == disposition
+
+
+@pytest.mark.parametrize("show", ["labels", "letters"])
+def test_the_words_of_an_option_are_read_as_it_and_labels_that_differ_by_a_sign_are_not(show):
+    assert misread_options(HELP, show) == {}
+    signed = Item("x.single.04", "x", "How much?", "single", ("-2", "0", "2"))
+    assert misread_options(signed, show) == {"2": "cannot be told apart from another one in an answer"}
+    assert misread_options(replace(signed, shown=(2, 1, 0)), show).keys() == {"2"}

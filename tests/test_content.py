@@ -1,5 +1,6 @@
 """pytest tests/test_content.py: what of a recipe decides a run's content, and how runs of earlier versions go on."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from polypersona.content import (
 from polypersona.engines.settings import Weights
 from polypersona.errors import RecipeChangedError
 from polypersona.ledger import Ledger
+from polypersona.panel.sources import load_panel
 from polypersona.population import Population, item_hashes, panel_digests
 from polypersona.recipe import build_recipe
 from polypersona.records import Item, Persona
@@ -44,6 +46,14 @@ def stored(recipe, population, without=()):
 
 def population(personas=4, items=ITEMS):
     return Population(PERSONAS[:personas], items)
+
+
+def panel_of(path, size=None, rows=6, **attributes):
+    """A recipe whose panel is a file of `rows` personas, of which it asks `size`, and who they are."""
+    lines = [json.dumps({"id": f"p{place}", "age": 20 + place, **attributes}) for place in range(rows)]
+    path.write_text("\n".join(lines))
+    recipe = build_recipe({"name": "toy", "panel": {"source": str(path), "size": size}, "generate": {"engine": "fake"}})
+    return recipe, Population(load_panel(recipe.panel, recipe.seed).personas, ITEMS)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +125,34 @@ def test_a_run_of_interviews_grows_by_personas_waves_and_draws():
     assert grown(ITEMS, ITEMS[:2])(4).num_cells == 12
     renamed = (replace(ITEMS[0], stem="Other?"), *ITEMS[1:])
     assert grown(ITEMS, renamed)(4).num_cells == 12
+
+
+def test_a_shorter_panel_of_the_same_people_is_taken(tmp_path):
+    held = stored(*panel_of(tmp_path / "panel.jsonl"))
+    for size in (1, 4, 5):
+        recipe, people = panel_of(tmp_path / "panel.jsonl", size)
+        refuse_changes("here", held, content_parts(recipe, FROZEN, Weights(), people), recipe, people)
+        refuse_another_recipe("here", held, recipe, people)
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_a_shorter_panel_with_other_people_is_refused(tmp_path, rows):
+    held = stored(*panel_of(tmp_path / "panel.jsonl"))
+    recipe, people = panel_of(tmp_path / "panel.jsonl", 4, rows, occupation="nurse")
+    with pytest.raises(RecipeChangedError, match="the first 6 personas: "):
+        refuse_changes("here", held, content_parts(recipe, FROZEN, Weights(), people), recipe, people)
+    with pytest.raises(RecipeChangedError, match="the first 6 personas: "):
+        refuse_another_recipe("here", held, recipe, people)
+
+
+def test_a_source_that_has_lost_people_is_taken_only_where_the_rest_are_known(tmp_path):
+    first, people = panel_of(tmp_path / "panel.jsonl", 4)
+    begun = extend_ledger(Ledger(2), first, people)
+    held = stored(*panel_of(tmp_path / "panel.jsonl"))
+    grown = extend_ledger(begun, *panel_of(tmp_path / "panel.jsonl"))
+    held["ledger"] = grown.as_json()
+    recipe, people = panel_of(tmp_path / "panel.jsonl", rows=4)
+    refuse_changes("here", held, content_parts(recipe, FROZEN, Weights(), people), recipe, people)
+    recipe, people = panel_of(tmp_path / "panel.jsonl", rows=5)
+    with pytest.raises(RecipeChangedError, match=r"the first 6 personas: \w+ → \(absent\)"):
+        refuse_changes("here", held, content_parts(recipe, FROZEN, Weights(), people), recipe, people)

@@ -113,13 +113,15 @@ def test_other_settings_and_other_responses_are_scored_again(local_ray, tmp_path
     assert evaluate.run(chosen)["num_rows"] == len(rows)
 
 
-@pytest.mark.ray
-def test_on_test_responses_meet_the_datasets_answers(local_ray, tmp_path):
-    recipe = scored_recipe(tmp_path)
-    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"on": "test"})})
+def on_test(recipe):
+    return recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"on": "test"})})
+
+
+def write_test_split(recipe, num_people=10):
+    """Write a test split and, as responses, its own answers."""
     people, items = people_and_items(recipe)
     examples, rows = [], []
-    for person in people[:10]:
+    for person in people[:num_people]:
         for item, given in zip(items, taught(recipe.seed)(person, items), strict=True):
             answer = Answer(Assignment(person.persona_id, item.item_id).assignment_id, **given)
             examples.append(build_example(person, item, answer, "labels"))
@@ -127,6 +129,25 @@ def test_on_test_responses_meet_the_datasets_answers(local_ray, tmp_path):
     directory = RunDirectory.at(recipe.location)
     directory.write("dataset/test.jsonl", render_examples(examples))
     write_shards(recipe, rows, 3)
+    return directory
+
+
+@pytest.mark.ray
+def test_a_source_with_a_key_is_named_without_it(local_ray, tmp_path):
+    recipe = on_test(scored_recipe(tmp_path))
+    source = "s3://AKIA0123:secret0123@bucket/records.jsonl"
+    recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"source": source})})
+    directory = write_test_split(recipe, 2)
+    evaluate.run(recipe)
+    kept = directory.read("scores/scores.json").decode()
+    assert "answers from s3://***@bucket/records.jsonl." in kept
+    assert "secret0123" not in kept
+
+
+@pytest.mark.ray
+def test_on_test_responses_meet_the_datasets_answers(local_ray, tmp_path):
+    recipe = on_test(scored_recipe(tmp_path))
+    directory = write_test_split(recipe)
     summary = evaluate.run(recipe)
     assert summary["reference"] == "dataset"
     assert summary["scores"]["exact_agreement"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from toy_models import make_toy_model
 
 from polypersona.chatml import RENDERER_VERSION
 from polypersona.engines.base import Answer
-from polypersona.errors import DatasetError, InfeasiblePlanError, ModelError, RecipeChangedError, StorageError
+from polypersona.errors import (
+    DatasetError,
+    InfeasiblePlanError,
+    ModelError,
+    RecipeChangedError,
+    RecipeError,
+    StorageError,
+)
+from polypersona.events import EventLog, read_events
 from polypersona.examples import build_example, render_examples
 from polypersona.models.loading import load_model
 from polypersona.recipe import Recipe, build_recipe
@@ -154,6 +163,61 @@ def test_workers_that_do_not_divide_the_global_batch_are_refused(
     write_dataset(RunDirectory.at(recipe.location))
     with pytest.raises(InfeasiblePlanError, match="3 workers do not divide the global batch of 8"):
         finetune.run(recipe)
+
+
+@pytest.mark.ray
+def test_a_best_metric_that_no_validation_row_can_be_measured_for_is_refused_before_any_worker(
+    trained: tuple[Recipe, dict[str, Any]], tmp_path: Path
+) -> None:
+    from polypersona import finetune
+
+    unscored = make_recipe(tmp_path, trained[0].model.base, best_metric="bleu", validation_rows=0)
+    run = RunDirectory.at(unscored.location)
+    write_dataset(run)
+    with pytest.raises(RecipeError, match=r"best_metric is 'bleu', but finetune\.validation_rows is 0"):
+        finetune.run(unscored)
+    run.write("dataset/validation.jsonl", b"")
+    with pytest.raises(DatasetError, match="best_metric is 'loss', but no validation row is for an adapter of all"):
+        finetune.run(make_recipe(tmp_path, trained[0].model.base, best_metric="loss", patience=1))
+    assert not list(read_events(run))
+    assert not (Path(run.location) / "train").exists()
+
+
+@pytest.mark.ray
+def test_a_training_ends_where_its_pace_cannot_be_remembered_and_an_event_says_why(
+    trained: tuple[Recipe, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polypersona import finetune
+
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = make_recipe(tmp_path, trained[0].model.base, epochs=5)
+    write_dataset(RunDirectory.at(recipe.location))
+    assert finetune.run(recipe)["steps"] == 20
+    [told] = [one for one in read_events(RunDirectory.at(recipe.location)) if one["event"] == "pace_not_remembered"]
+    assert "cannot be written" in told["error"]
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_a_micro_batch_that_cannot_be_remembered_is_an_event(
+    is_damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polypersona import finetune
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    if is_damaged:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        RunDirectory.at(tmp_path / "polypersona").write("micro_batches.json", b"{")
+    planned: Any = SimpleNamespace(memory_parts={"hardware": "T4"}, member=SimpleNamespace(name="run"))
+    run = RunDirectory.at(tmp_path / "run")
+    finetune._remember(planned, 4, "CUDA out of memory", EventLog(run, "finetune"))
+    [told] = read_events(run)
+    assert (told["event"], told["micro_batch"]) == ("micro_batch_not_remembered", 4)
+    assert ("is damaged" if is_damaged else "home directory") in told["error"]
 
 
 def test_without_a_dataset_or_a_model_nothing_starts(tmp_path: Path) -> None:

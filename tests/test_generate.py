@@ -29,6 +29,7 @@ from polypersona.questionbank import load_bank
 from polypersona.recipe import build_recipe
 from polypersona.recipe_sections import ClusterRecipe
 from polypersona.records import Persona
+from polypersona.status import read_status
 from polypersona.storage import RunDirectory, load_run
 from polypersona.verify import verify
 
@@ -116,6 +117,18 @@ def test_a_change_of_content_is_refused_with_a_diff_and_one_of_speed_goes_on(loc
     moved.write_bytes(Path(panel).read_bytes())
     assert generate.run(recipe(tmp_path, str(moved)))["skipped"]
     assert hashes(tmp_path / "run", "**/*") == before
+
+
+@pytest.mark.ray
+def test_a_start_before_the_first_commit_leaves_nothing_to_the_next(local_ray, tmp_path):
+    run = RunDirectory.at(tmp_path / "run")
+    left = {"frozen": {"adapters": {"finance": ["gone"]}}, "ledger": {"shard_cells": [1]}, "fingerprint": "of before"}
+    run.write_json("run.json", left)
+    generate.run(recipe(tmp_path, write_panel(tmp_path / "panel.jsonl", 8)))
+    stored = load_run(run)
+    assert "adapters" not in stored["frozen"]
+    assert "shard_cells" not in stored["ledger"]
+    assert read_status(run).responses_done == 32
 
 
 @pytest.mark.ray

@@ -218,6 +218,13 @@ def test_the_progress_of_a_test_split_counts_what_was_asked(tmp_path):
     assert (status.responses_done, status.responses) == (5, 9)
 
 
+def test_a_run_begun_anew_with_a_panel_is_not_counted_by_the_test_split_of_before(tmp_path):
+    make_run(tmp_path, size=2, shards=[], asked=[(0,), (1,)])
+    run = make_run(tmp_path, size=6, shards=[0, 1])
+    status = read_status(run)
+    assert (status.shards_done, status.shards, status.responses_done, status.responses) == (2, 3, 8, 12)
+
+
 def test_failed_attempts_are_counted(tmp_path):
     run = make_run(tmp_path)
     log = EventLog(run, "actor-z")

@@ -280,8 +280,8 @@ def without_nan(content):
     return None if isinstance(content, float) and (content != content or abs(content) == float("inf")) else content
 
 
-def test_a_runs_record_says_that_it_is_synthetic_and_merges_one_level_deep(run):
-    update_run(run, {"seed": 7, "stages": {"dataset": {"rows": 3, "old": True}}})
+def test_a_runs_record_says_that_it_is_synthetic_and_keeps_what_other_stages_wrote(run):
+    update_run(run, {"seed": 7, "stages": {"dataset": {"rows": 3, "old": True}}, "frozen": {"slots": 4, "old": True}})
     content = update_run(run, {"stages": {"dataset": {"rows": 4}, "report": {}}, "frozen": {"slots": 8}})
     assert content == load_run(run)
     assert content == {

@@ -20,6 +20,8 @@ from audited_runs import (
 from polypersona import verify as auditing
 from polypersona.errors import StorageError
 from polypersona.ledger import Box, item_key
+from polypersona.rounds import current_quarantine
+from polypersona.status import read_status
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.verify import verify
 
@@ -172,6 +174,17 @@ def test_what_a_killed_retry_left_is_no_problem(tmp_path):
     run.write(FIRST, after[0])
     run.delete(RETRIED)
     assert "2 responses and 0 quarantined rows; it was committed with 2 and 2 of 4" in problems(run)
+
+
+def test_what_a_dead_attempt_of_a_retry_left_does_not_count_once_another_has_answered_everything(tmp_path):
+    run = make_run(tmp_path, failing=(0,))
+    run.write(RETRIED, run.read(HELD))  # killed after the quarantined rows, before the responses
+    assert read_status(run).quarantined == 2
+    update_run(run, {"stages": {"retry": {"round": 1}}})
+    answer(make_job(run, session="two", round=1), shards=[0])
+    assert run.names("quarantine") == []
+    assert current_quarantine(run, "ab") == {}
+    assert verify(run).is_clean
 
 
 def test_a_retry_that_was_killed_before_its_event_is_no_problem(tmp_path):

@@ -71,7 +71,7 @@ def build_entry(kind: Kind, cell: str, persona: Persona, item: Item, answer: str
     card = tuple((name.replace("_", " "), render_value(value)) for name, value in card_attributes(persona))
     return Entry(
         digest("annotation entry", cell), kind, persona.persona_id, item.item_id, card, persona.text, item.domain,
-        item.stem, item.options, answer, answered_by,
+        item.stem, item.options_as_shown, answer, answered_by,
     )  # fmt: skip
 
 

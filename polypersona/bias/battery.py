@@ -60,8 +60,12 @@ def run(recipe: Recipe, sample: int = DEFAULT_SAMPLE, against: RunDirectory | No
     generate.run(battery_recipe(recipe), population, weights)
     forms = {(item.item_id, item.variant): item for item in population.items}
     battery, nested = Battery(forms), RunDirectory.at(battery_recipe(recipe).location)
+    asked = pa.array([persona.persona_id for persona in population.personas], pa.string())
+    is_greedy = recipe.generate.temperature == 0
     for table in _blocks(nested, _FORM_COLUMNS):
-        battery.add(answers_of(table.to_pylist(), forms))
+        # An earlier battery may have asked more.
+        rows = table.filter(pc.is_in(table["persona_id"], asked)).to_pylist()
+        battery.add(answers_of(rows, forms, is_greedy=is_greedy))
     habits = _read_habits(directory, everybody.items)
     content = {
         "synthetic": True,

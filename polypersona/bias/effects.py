@@ -1,8 +1,9 @@
 """What changed forms of items change: signed effects with intervals clustered by persona.
 
-Let p_k be the probability with which a persona picks option k of an item (1 for the option it drew where the engine
-gives no probabilities), and u_k = k/(K − 1) the option's position, in [0, 1]. A form is compared within the persona and
-item: every persona answers both. Effects are means over personas × items, or differences of two such ratios:
+Let p_k be the probability with which a persona picks option k of an item (1 for the option it chose where the engine
+gives no probabilities, and at temperature 0), and u_k = k/(K − 1) the option's position, in [0, 1]. A form is compared
+within the persona and item: every persona answers both. Effects are means over personas × items, or differences of two
+such ratios:
 
 | effect | is | zero means |
 |---|---|---|
@@ -229,11 +230,12 @@ def is_apart(found: Interval) -> bool:
 
 
 def answers_of(
-    rows: Sequence[Mapping[str, Any]], items: Mapping[tuple[str, str], Item]
+    rows: Sequence[Mapping[str, Any]], items: Mapping[tuple[str, str], Item], *, is_greedy: bool = False
 ) -> dict[str, dict[tuple[str, str], FloatArray]]:
     """Return, by persona, the probabilities of the options of each form, in the item's order of options.
 
-    Rows have persona_id, item_id, variant, code, option_probs and disposition; only complete ones are answers.
+    Rows have persona_id, item_id, variant, code, option_probs and disposition; only complete ones are answers. Those
+    given at temperature 0 (`is_greedy`) count as their codes: option probabilities do not describe them.
     """
     found: dict[str, dict[tuple[str, str], FloatArray]] = {}
     for row in rows:
@@ -241,7 +243,7 @@ def answers_of(
         if row["disposition"] != "complete" or key not in items:
             continue
         item = items[key]
-        if row["option_probs"] is not None:
+        if row["option_probs"] is not None and not is_greedy:
             p = np.array(row["option_probs"], np.float64)
             p /= p.sum()
         elif row["code"] in item.codes:

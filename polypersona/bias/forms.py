@@ -45,6 +45,9 @@ _HAS_NO_OPINION = re.compile(r"\b(don't know|do not know|no opinion|not sure|und
 def build_forms(items: Iterable[Item], *, shows_options: bool) -> list[Item]:
     """Return each closed item and its changed forms, without routing; open items have none and are left out.
 
+    All show their options low to high, whatever order the questionnaire has, and one in reverse: only then does the
+    sign of its effect mean the same for every item.
+
     Args:
         items: of the instrument.
         shows_options: whether prompts show the options; their order is a form only then.

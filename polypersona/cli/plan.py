@@ -15,8 +15,9 @@ from polypersona.engines.settings import base_bytes, locate_weights, refuse_unsu
 from polypersona.errors import ModelError, StorageError
 from polypersona.examples import load_examples
 from polypersona.ledger import Ledger, committed_shards, ledger_from
-from polypersona.models.location import is_hub_id, locate_model
+from polypersona.models.location import is_hub_id, locate_model, model_hash
 from polypersona.models.shapes import load_shape
+from polypersona.planned_training import memory_parts
 from polypersona.population import Population, load_population
 from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
@@ -32,7 +33,7 @@ from polypersona.scheduling.estimate import (
 )
 from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
-from polypersona.scheduling.micro_batches import hardware_of
+from polypersona.scheduling.micro_batches import hardware_of, known_micro_batch
 from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.policy import Plan, build_plan
 from polypersona.scheduling.precision import MODEL_ENGINES
@@ -40,6 +41,7 @@ from polypersona.scheduling.record_file import key_of
 from polypersona.scheduling.training_pace import known_pace, pace_parts
 from polypersona.scheduling.training_plan import RowSizes, TrainPlan
 from polypersona.storage import RunDirectory, load_run
+from polypersona.training.choices import bound_sizes, num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
         base_bytes(recipe),
         shape=shape,
         rows=_row_sizes(recipe, run),
+        most_micro_batch=_known_micro_batch(recipe, inventory, shape),
     )
     plan = replace(plan, notes=notes)
     adapters = plan_adapters(recipe, inventory) if _is_tuned(recipe) else ()
@@ -112,9 +115,19 @@ def _is_tuned(recipe: Recipe) -> bool:
 
 def _row_sizes(recipe: Recipe, run: RunDirectory) -> RowSizes | None:
     """Return how long the rows of the dataset are; None where it is not there yet."""
-    if not run.exists(TRAIN) or finetune_settings(recipe.finetune).loss == "options":
+    if not run.exists(TRAIN):
         return None
-    return RowSizes.bound(example.messages for example in load_examples(run, "train"))
+    return bound_sizes(load_examples(run, "train"), finetune_settings(recipe.finetune).loss, recipe.seed)
+
+
+def _known_micro_batch(recipe: Recipe, inventory: Inventory, shape: ModelShape | None) -> int | None:
+    """Return the most rows at once that this hardware was found to hold; None where nothing is known.
+
+    Records are by the hash of the weights, for which no hub is asked here.
+    """
+    if shape is None or not _is_tuned(recipe) or has_several(recipe) or is_hub_id(locate_model(recipe.model.base)):
+        return None
+    return known_micro_batch(memory_parts(recipe, model_hash(recipe.model.base, recipe.model.revision), inventory))
 
 
 def _estimate_training(recipe: Recipe, run: RunDirectory, plan: Plan) -> TrainingEstimate:
@@ -124,7 +137,7 @@ def _estimate_training(recipe: Recipe, run: RunDirectory, plan: Plan) -> Trainin
     if has_several(recipe):
         return TrainingEstimate("several adapters: their paces are kept one by one as they end")
     if run.exists(TRAIN):
-        rows = len(load_examples(run, "train"))
+        rows = num_rows(load_examples(run, "train"), finetune_settings(recipe.finetune).loss, recipe.seed)
     else:
         rows = round(recipe.dataset.records * recipe.dataset.splits[0])
     try:

@@ -54,6 +54,7 @@ class EndpointEngine:
         self._endpoint = check_settings(settings)
         self._settings = settings
         self._client = EndpointClient(self._endpoint, read_key(self._endpoint))
+        self._has_seen_log_probs = False
 
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Return one answer per cell, in order; a cell that the server does not answer ends as `error`.
@@ -64,6 +65,8 @@ class EndpointEngine:
         """
         pairs = [(group.persona, cell) for group in groups for cell in group.cells]
         outcomes = self._client.ask([self._request(persona, cell) for persona, cell in pairs])
+        if any(isinstance(outcome, Completion) and outcome.top is not None for outcome in outcomes):
+            self._has_seen_log_probs = True
         return [self._read(cell, outcome) for (_, cell), outcome in zip(pairs, outcomes, strict=True)]
 
     def close(self) -> None:
@@ -123,6 +126,8 @@ class EndpointEngine:
 
     def _read_letter(self, cell: Cell, completion: Completion) -> Answer:
         item = cell.item
+        if completion.top is None and self._has_seen_log_probs:
+            return Answer(cell.assignment_id, "", "error", error="the reply has no log probabilities")
         if completion.top is None:
             raise EngineError(
                 f"The endpoint {self._endpoint.url} gave no log probabilities of {self._endpoint.model!r}, which "

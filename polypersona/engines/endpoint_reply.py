@@ -54,7 +54,7 @@ def read_completion(data: Any) -> Completion:
     usage = _get(data, "usage")
     prompt_tokens = _count(usage, "prompt_tokens")
     return Completion(
-        text=(content or refusal or "").strip(),
+        text=_encodable(content or refusal or "").strip(),
         is_refused=reason == "content_filter" or bool(refusal),
         is_truncated=reason == "length",
         top=_read_top(_get(choice, "logprobs")),
@@ -101,7 +101,7 @@ def error_of(data: Any, text: str) -> tuple[str, str]:
     error = _get(data, "error") or data
     code = _get(error, "code") or _get(error, "type") or ""
     said = error if isinstance(error, str) else _get(error, "message") or _get(error, "detail") or text
-    return str(code), " ".join(str(said).split()) or "no message"
+    return str(code), " ".join(_encodable(str(said)).split()) or "no message"
 
 
 def shorten(text: str) -> str:
@@ -120,6 +120,11 @@ def _read_top(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
     if not all(isinstance(token, str) and _is_number(log_prob) for token, log_prob in pairs):
         raise UnreadableReplyError("the reply's top_logprobs are no pairs of token and logprob")
     return tuple(pairs)
+
+
+def _encodable(text: str) -> str:
+    """Return the text with a question mark for half a character (a lone surrogate), which JSON may escape."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _is_number(value: Any) -> bool:

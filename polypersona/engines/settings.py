@@ -26,7 +26,7 @@ from polypersona.storage import RunDirectory
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 # What an engine's answers mean. A change that makes other answers from the same settings raises its number.
-ENGINE_VERSIONS = {"packed": 3, "vllm": 2, "endpoint": 2, "rules": 1, "fake": 2}
+ENGINE_VERSIONS = {"packed": 4, "vllm": 3, "endpoint": 3, "rules": 1, "fake": 2}
 
 # Which engines do what the others would have to ignore.
 _HONOURED_BY = {

@@ -31,6 +31,7 @@ from polypersona.engines.base import Answer, Cell, EngineSettings, Group, Reprod
 from polypersona.engines.token_questions import TokenQuestion, option_log_probs, token_questions
 from polypersona.engines.vllm_library import end_process, first_line, load_adapter, load_library, load_llm, shut_down
 from polypersona.engines.vllm_limits import MAX_TOKEN_IDS, check_settings
+from polypersona.interview import answer_lead
 from polypersona.models.loading import load_tokenizer
 from polypersona.records import Persona
 
@@ -86,6 +87,7 @@ class VllmEngine:
             settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
         self._ends = stop_ids(self._tokenizer)
+        self._lead = answer_lead(self._tokenizer)
         self._llm: Any = load_llm(self._library, settings)
         self._max_tokens = int(self._llm.model_config.max_model_len)
         self._lora = load_adapter(self._library, self._llm, settings.adapter)
@@ -107,11 +109,11 @@ class VllmEngine:
             shut_down(llm)
 
     def _build_row(self, persona: Persona, cell: Cell) -> _Row:
-        settings, item = self._settings, cell.item
-        messages = build_messages(persona, item, settings.show_options, cell.order)
+        settings, item, show = self._settings, cell.item, self._settings.show_options
+        messages = build_messages(persona, item, show, cell.order)
         is_scored = item.is_closed and settings.closed == "score"
         options = [
-            encode_text(self._tokenizer, render_choice(label, settings.show_options, shown_place(index, cell.order)))
+            encode_text(self._tokenizer, self._lead + render_choice(label, show, shown_place(index, cell.order)))
             for index, label in enumerate(item.options if is_scored else ())
         ]
         row = _Row(cell, encode_prompt(self._tokenizer, messages), options)
@@ -122,8 +124,7 @@ class VllmEngine:
                 f"the prompt has {len(row.prompt)} tokens, {need} with its answer; vLLM has room for {self._max_tokens}"
             )
         elif options:
-            by_letter = settings.show_options == "letters"
-            row.questions = token_questions(options, by_first_token=by_letter, max_tokens=MAX_TOKEN_IDS)
+            row.questions = token_questions(options, by_first_token=show == "letters", max_tokens=MAX_TOKEN_IDS)
         return row
 
     def _first_requests(self, row: _Row) -> list[_Request]:

@@ -58,17 +58,22 @@ _READ = tuple(dict.fromkeys((*COLUMNS, *_CELL)))
 
 @dataclass
 class Tally:
-    """Sums over cells both runs answered, the first run's columns before the second's; cells and personas by group."""
+    """Sums over cells both runs answered, the first run's columns before the second's; cells and personas by group.
+
+    `measured` counts the personas by metric and group for whom the metric is defined in a cell of both runs.
+    """
 
     sums: Sums
     cells: Counter[GroupKey] = field(default_factory=Counter)
     personas: Counter[GroupKey] = field(default_factory=Counter)
+    measured: Counter[tuple[str, GroupKey]] = field(default_factory=Counter)
 
     def merge(self, other: Tally) -> None:
         """Add another bucket's; no persona is in two buckets."""
         self.sums.merge(other.sums)
         self.cells.update(other.cells)
         self.personas.update(other.personas)
+        self.measured.update(other.measured)
 
 
 def compare_runs(first: RunDirectory, second: RunDirectory, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -141,6 +146,10 @@ def measure_bucket(settings: Settings, own: Sequence[Mapping[str, Any]], other: 
     for kind, names in labels.items():
         tally.cells.update((kind, name) for name in names)
         tally.personas.update((kind, name) for name, _ in set(zip(names, personas, strict=True)))
+        for metric in _metrics(settings):
+            is_defined = left[:, settings.layout.columns["score", metric.name].start] > 0
+            known = {pair for pair, here in zip(zip(names, personas, strict=True), is_defined, strict=True) if here}
+            tally.measured.update((metric.name, (kind, name)) for name, _ in known)
     return tally
 
 
@@ -248,18 +257,19 @@ def _row(settings: Settings, tally: Tally, metric: Metric, key: GroupKey) -> Row
     known = differences[1:][~np.isnan(differences[1:])]
     error = float(known.std(ddof=1)) if not math.isnan(low) and len(known) > 1 else math.nan
     difference, is_sure = float(differences[0]), not math.isnan(error) and error > 0
+    personas = tally.measured[metric.name, key]
     return {
         "metric": metric.name,
         "label": metric.label,
         "group": key[1],
         "n": int(totals[0, columns.start]),
-        "personas": tally.personas[key],
+        "personas": personas,
         "score": plain(own[0]),
         "other": plain(other[0]),
         "difference": plain(difference),
         "low": plain(low),
         "high": plain(high),
-        "effect": difference / (error * math.sqrt(tally.personas[key])) if is_sure else None,
+        "effect": difference / (error * math.sqrt(personas)) if is_sure else None,
         "p": 2 * NormalDist().cdf(-abs(difference) / error) if is_sure else None,
         "higher_is_better": metric.higher_is_better,
         "signature": metric.signature,

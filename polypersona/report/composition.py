@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from polypersona.records import RESPONSE_TYPES, Item
 from polypersona.report.numbers import KINDS, plain_key
 from polypersona.report.paper import domain_rank
 from polypersona.report.source import Source
 from polypersona.report.tally import ItemTally, Tally, box_statistics
+from polypersona.survey.cells import MIN_CELL
 
 MAX_ITEMS = 300
 _ITEM_METRICS = frozenset({"stanceagreement", "exactagreement", "nearagreement", "validity"})
@@ -78,6 +79,7 @@ def closed_items(tally: Tally, source: Source, scores: Sequence[Mapping[str, Any
     for key in order[:MAX_ITEMS]:
         item = source.items.get(key) or source.items.get(key.split(" · ")[0])
         domain, kind = tally.item_types[key]
+        references = _references(source, key)
         rows.append(
             {
                 "item": key,
@@ -86,15 +88,39 @@ def closed_items(tally: Tally, source: Source, scores: Sequence[Mapping[str, Any
                 "stem": item.stem if item else key,
                 "scale": item.scale if item else "ordered",
                 "n": tally.items[key].counts.total(),
-                "n_reference": source.reference_codes[key].total() if key in source.reference_codes else 0,
-                "options": _options(tally.items[key], item, source.reference_codes.get(key, Counter())),
+                "n_reference": references.counts.total(),
+                "options": _options(tally.items[key], item, references),
                 "scores": by_item.get(key, []),
             }
         )
     return rows
 
 
-def _options(entry: ItemTally, item: Item | None, references: Counter[int]) -> list[dict[str, Any]]:
+class _References(NamedTuple):
+    """The references to an item: how many of each code, their weights, and the codes that are not shown."""
+
+    counts: Counter[int]
+    weights: Counter[int]
+    hidden: set[int]
+
+
+def _references(source: Source, key: str) -> _References:
+    """Return the references to an item; of people's answers, none where fewer than five people gave one.
+
+    An option that one to four people chose is hidden, and where it is the only one, the next rarest too, for it could
+    be had by subtraction.
+    """
+    counts, weights = source.reference_codes.get(key, Counter()), source.reference_weights.get(key, Counter())
+    if not source.is_human:
+        return _References(counts, weights, set())
+    if counts.total() < MIN_CELL:
+        return _References(Counter(), Counter(), set())
+    by_count = sorted(counts, key=lambda code: (counts[code], code))
+    hidden = [code for code in by_count if counts[code] < MIN_CELL]
+    return _References(counts, weights, set(by_count[:2] if len(hidden) == 1 else hidden))
+
+
+def _options(entry: ItemTally, item: Item | None, references: _References) -> list[dict[str, Any]]:
     labels = dict(zip(item.codes, item.options, strict=False)) if item else dict(sorted(entry.labels.items()))
     has_probabilities = entry.probability_sum is not None and len(entry.probability_sum) == len(labels)
     return [
@@ -104,12 +130,14 @@ def _options(entry: ItemTally, item: Item | None, references: Counter[int]) -> l
             "count": entry.counts[code],
             "share": _share(entry.weights[code], entry.weights.total()),
             "probability": (
-                float(entry.probability_sum[index]) / entry.num_probabilities
+                _share(float(entry.probability_sum[index]), entry.probability_weight)
                 if has_probabilities and entry.probability_sum is not None
                 else None
             ),
-            "reference": references[code],
-            "share_reference": _share(references[code], references.total()),
+            "reference": None if code in references.hidden else references.counts[code],
+            "share_reference": (
+                None if code in references.hidden else _share(references.weights[code], references.weights.total())
+            ),
         }
         for index, (code, label) in enumerate(labels.items())
     ]

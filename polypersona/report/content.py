@@ -27,7 +27,8 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
     recipe, scores, tally, source = evidence.recipe, evidence.scores, evidence.tally, evidence.source
     summary = summarise(evidence)
     stems = {key: item.stem for key, item in source.items.items()}
-    human = build_human(evidence.human, stems, evidence.run) if evidence.human else None
+    num_rows = tally.num_rows + tally.num_not_asked
+    human = build_human(evidence.human, stems, evidence.run, num_rows) if evidence.human else None
     bias, ratings = build_bias(evidence.bias), build_ratings(evidence.ratings, evidence.raters)
     screens = [screen for screen in (human, bias, ratings) if screen]
     can, cannot = words.conclusions(recipe, scores, summary, screens)
@@ -50,6 +51,11 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "cannot_conclude": cannot,
         "notes": list(source.notes),
         "license": source.license,
+        "dataset": {
+            "is_human": source.is_human,
+            "source": source.human.get("source", ""),
+            "license": source.human.get("license", ""),
+        },
         "summary": summary,
         "reference": scores.get("reference", "none"),
         "caption": scores.get("caption", ""),

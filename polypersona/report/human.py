@@ -39,13 +39,14 @@ class HumanEvidence:
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
 
-def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row) -> dict[str, Any]:
+def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row, num_rows: int) -> dict[str, Any]:
     """Return the human comparison.
 
     Args:
         evidence: what the comparison left.
         stems: the wording of the run's items, by id.
         run: run.json; a comparison of other responses than its own is named so.
+        num_rows: how many responses the run has now; a comparison of fewer or more is named so, too.
     """
     content = evidence.content
     summary = [row for row in content.get("summary", []) if _is_large(row)]
@@ -67,7 +68,7 @@ def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row) -> 
         "individuals": [row for row in content.get("individuals", []) if _has_person_level(row)],
         "only_human": len(content.get("items", {}).get("only_human", [])),
         "only_run": len(content.get("items", {}).get("only_run", [])),
-        "is_stale": _is_stale(content, run),
+        "is_stale": _is_stale(content, run, num_rows),
         "mitigation": content.get("mitigation"),
         "rectified": [row for row in evidence.tables.get("rectified", ()) if row["people_held_out"] >= MIN_CELL],
     }  # fmt: skip
@@ -198,8 +199,10 @@ def _has_person_level(row: Row) -> bool:
     return bool(row["n"] >= MIN_CELL) and (is_defined(row.get("r")) or is_defined(row.get("accuracy")))
 
 
-def _is_stale(content: Row, run: Row) -> bool:
-    return "fingerprint" in content and content["fingerprint"] != run.get("fingerprint", content["fingerprint"])
+def _is_stale(content: Row, run: Row, num_rows: int) -> bool:
+    now = {"fingerprint": run.get("fingerprint"), "num_rows": num_rows,
+           "num_planned": run.get("ledger", {}).get("num_cells")}  # fmt: skip
+    return any(value is not None and content.get(name, value) != value for name, value in now.items())
 
 
 def _distance(entry: Row) -> float:

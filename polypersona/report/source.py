@@ -24,7 +24,11 @@ from polypersona.storage import RunDirectory, load_run
 
 @dataclass(slots=True)
 class Source:
-    """The dataset's counts, and what is known of the items and of the sampled respondents."""
+    """The dataset's counts, and what is known of the items and of the sampled respondents.
+
+    `reference_codes` counts the references to an item by code, `reference_weights` sums the weights of who gave them.
+    `is_human`: people gave the dataset's answers; `human` is then whose they are, where run.json says so.
+    """
 
     splits: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
@@ -33,6 +37,9 @@ class Source:
     personas: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     items: dict[str, Item] = field(default_factory=dict)
     reference_codes: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    reference_weights: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    is_human: bool = False
+    human: dict[str, str] = field(default_factory=dict)
     cards: dict[str, Persona] = field(default_factory=dict)
     references: dict[tuple[str, str], str] = field(default_factory=dict)
     license: str = ""
@@ -60,9 +67,11 @@ def load_source(run: RunDirectory, recipe: Recipe, sampled: frozenset[str]) -> S
                 _count(source, split, example)
                 if is_asked:
                     _keep_reference(source, example, sampled)
+    if source.is_human:
+        source.human = load_run(run).get("stages", {}).get("dataset", {}).get("figures", {}).get("human", {})
     if recipe.generate.on == "panel":
         _read_panel(source, recipe, sampled)
-    elif human := load_run(run).get("stages", {}).get("dataset", {}).get("figures", {}).get("human"):
+    elif human := source.human:
         source.license = human["license"] or human["source"]
         source.notes.append(
             f"The respondents are those of the survey “{human['title']}”: no card and no answer of theirs is shown by "
@@ -92,6 +101,7 @@ def stream_examples(run: RunDirectory, split: str) -> Iterator[Example]:
 def _count(source: Source, split: str, example: Example) -> None:
     stored = example.metadata
     source.splits[split] += 1
+    source.is_human |= bool(stored.get("is_human"))
     source.domains[stored["domain"]] += 1
     source.types[stored["question_type"]] += 1
     source.item_types.setdefault(stored["item_id"], stored["question_type"])
@@ -103,7 +113,9 @@ def _count(source: Source, split: str, example: Example) -> None:
 def _keep_reference(source: Source, example: Example, sampled: frozenset[str]) -> None:
     stored = example.metadata
     if stored.get("code") is not None:
-        source.reference_codes[stored["item_id"]][int(stored["code"])] += 1
+        item, code = stored["item_id"], int(stored["code"])
+        source.reference_codes[item][code] += 1
+        source.reference_weights[item][code] += stored.get("weight", 1.0)
     if stored["persona_id"] in sampled and not stored.get("is_human"):  # no person of a survey is shown
         source.cards.setdefault(stored["persona_id"], example_persona(example))
         source.references[stored["persona_id"], stored["item_id"]] = str(stored.get("reference", ""))

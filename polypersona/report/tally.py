@@ -46,13 +46,17 @@ class BoxStatistics(NamedTuple):
 
 @dataclass(slots=True)
 class ItemTally:
-    """The complete answers to one closed item: how often each code came, and how much weight it carries."""
+    """The complete answers to one closed item: how often each code came, and how much weight it carries.
+
+    `probability_sum` are the options' probabilities times the weight of who was asked, `probability_weight` those
+    weights.
+    """
 
     counts: Counter[int] = field(default_factory=Counter)
     weights: Counter[int] = field(default_factory=Counter)
     labels: dict[int, str] = field(default_factory=dict)
     probability_sum: np.ndarray | None = None
-    num_probabilities: int = 0
+    probability_weight: float = 0.0
 
 
 @dataclass(slots=True)
@@ -181,19 +185,21 @@ def _count_codes(tally: Tally, table: pa.Table) -> None:
 
 
 def _count_probabilities(tally: Tally, table: pa.Table) -> None:
-    known = table.filter(pc.is_valid(table["option_probs"])).select(["item", "option_probs"])
+    known = table.filter(pc.is_valid(table["option_probs"])).select(["item", "option_probs", "weight"])
     for item in known["item"].unique().to_pylist():
-        lists = known.filter(pc.equal(known["item"], item))["option_probs"].combine_chunks()
+        rows = known.filter(pc.equal(known["item"], item))
+        lists, weights = rows["option_probs"].combine_chunks(), rows["weight"].to_numpy()
         sizes = np.unique(pc.list_value_length(lists).to_numpy())
         if len(sizes) != 1 or sizes[0] == 0:
             continue
-        sums = pc.list_flatten(lists).to_numpy().astype(np.float64).reshape(-1, int(sizes[0])).sum(axis=0)
+        probabilities = pc.list_flatten(lists).to_numpy().astype(np.float64).reshape(-1, int(sizes[0]))
+        sums = (probabilities * weights[:, np.newaxis]).sum(axis=0)
         entry = tally.items[item]
         if entry.probability_sum is None:
             entry.probability_sum = np.zeros_like(sums)
         if len(entry.probability_sum) == len(sums):
             entry.probability_sum += sums
-            entry.num_probabilities += len(lists)
+            entry.probability_weight += float(weights.sum())
 
 
 def box_statistics(histogram: Mapping[int, int], max_outliers: int = 40) -> BoxStatistics | None:

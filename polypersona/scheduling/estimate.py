@@ -121,7 +121,7 @@ class TrainingEstimate:
 def estimate_training(
     pace: TrainingPace | None, rows: float, inventory: Inventory, prices: Mapping[str, float]
 ) -> TrainingEstimate:
-    """Return what tuning is expected to take: tokens of the rows over the pace; start-up and validation come on top.
+    """Return what tuning is expected to take: tokens over the pace, which counts validation; start-up comes on top.
 
     Args:
         pace: as an earlier training of the same kind had it; None where there was none.
@@ -138,7 +138,7 @@ def estimate_training(
     hours = tokens / pace.tokens_per_s / 3600
     cost, cost_reason = _cost(hours, inventory, prices, "training")
     return TrainingEstimate(
-        reason=f"measured by a training on {pace.date} on this hardware; start-up and validation come on top",
+        reason=f"measured by a training on {pace.date} on this hardware, validation counted; start-up comes on top",
         rows=round(rows),
         tokens=round(tokens),
         tokens_per_s=pace.tokens_per_s,

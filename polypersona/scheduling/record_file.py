@@ -77,8 +77,15 @@ class RecordFile(Generic[Record]):
 
 
 def cache_folder() -> RunDirectory:
-    """Return the user's cache folder: `$XDG_CACHE_HOME/polypersona`, else `~/.cache/polypersona`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the user's cache folder: `$XDG_CACHE_HOME/polypersona`, else `~/.cache/polypersona`.
+
+    Raises:
+        StorageError: the user has neither.
+    """
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise StorageError(f"There is no cache folder: {error}", "Set XDG_CACHE_HOME to a folder.") from error
     return RunDirectory.at(Path(home) / "polypersona")
 
 

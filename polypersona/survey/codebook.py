@@ -104,8 +104,9 @@ class Codebook:
 def codebook_items(codebook: Codebook) -> tuple[Item, ...]:
     """Return the codebook's items as an instrument, so that a run asks what the humans were asked, under the same ids.
 
-    Options keep the order and the codes of the codebook. A column of a select-all question becomes a yes-or-no item
-    with the codes of ticked and not ticked; asking each option alone is known to draw more yes than a list of boxes.
+    Options keep their codes, and prompts show them in the codebook's order; those of a scale are stored low to high.
+    A column of a select-all question becomes a yes-or-no item with the codes of ticked and not ticked; asking each
+    option alone is known to draw more yes than a list of boxes.
     A gate keeps the codes that are answers: routing on a refusal is the data's, no synthetic answer can follow it.
     """
     missing = {question.item_id: set(question.missing) for question in codebook.questions}
@@ -118,20 +119,31 @@ def _item(codebook: Codebook, question: Question, missing: Mapping[str, set[int]
         for gate in question.asked_if
     )
     is_box = question.response_type == "multiple"
+    labels = box_labels(question) if is_box else tuple(question.options.values())
+    order = scale_order(question)
+    shown = tuple(order.index(place) for place in range(len(order)))
     return Item(
         item_id=question.item_id,
         domain=codebook.domain,
         stem=question.text,
         response_type="yesno" if is_box else question.response_type,
-        options=box_labels(question) if is_box else tuple(question.options.values()),
-        codes=question.codes,
+        options=tuple(labels[place] for place in order),
+        codes=tuple(question.codes[place] for place in order),
         scale="ordered" if question.is_ordered else "nominal",
         reverse=question.is_reverse,
         construct=question.construct,
         source=codebook.source,
         missing=dict(question.missing),
         asked_if=gates,
+        shown=() if shown == tuple(sorted(shown)) else shown,
     )
+
+
+def scale_order(question: Question) -> tuple[int, ...]:
+    """Return the places of the options low to high; those without a scale or a direction keep the codebook's order."""
+    places = range(len(question.options))
+    has_scale = question.is_ordered or question.direction == "descending"
+    return tuple(sorted(places, key=question.values.__getitem__)) if has_scale else tuple(places)
 
 
 def box_labels(question: Question) -> tuple[str, ...]:

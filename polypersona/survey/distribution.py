@@ -148,12 +148,13 @@ def effective_human_n(p: FloatArray, q: FloatArray, error: FloatArray) -> FloatA
     return np.where(np.isnan(excess) | ~(spread > 1e-12), np.nan, found)
 
 
-def eta_squared(totals: FloatArray, values: FloatArray) -> FloatArray:
+def eta_squared(totals: FloatArray, values: FloatArray, chance: float = 0.0) -> FloatArray:
     """Return η² = Var(E[v | group]) / Var(v): the share of variance that lies between groups. Ordered items.
 
-    `totals` are (..., groups, K). The stereotyping index is η² of the synthetic answers minus that of the humans: above
-    zero, groups differ more than people do. In [0, 1]; NaN where nothing varies. (Pearson 1905; groups as "flattening"
-    of identity: Wang, Morgenstern and Dickerson 2025.)
+    `totals` are (..., groups, K); `chance` is taken off the variance between groups (`chance_between`). The
+    stereotyping index is η² of the synthetic answers minus that of the humans: above zero, groups differ more than
+    people do. In [0, 1], below zero where groups differ by less than chance; NaN where nothing varies. (Pearson 1905;
+    groups as "flattening" of identity: Wang, Morgenstern and Dickerson 2025.)
     """
     weights = totals.sum(axis=-1)
     means = np.divide(totals @ values, weights, out=np.zeros(weights.shape), where=weights > 0)
@@ -161,17 +162,44 @@ def eta_squared(totals: FloatArray, values: FloatArray) -> FloatArray:
     share = np.divide(weights, total[..., None], out=np.full(weights.shape, np.nan), where=total[..., None] > 0)
     grand = (share * means).sum(axis=-1)
     between = (share * (means - grand[..., None]) ** 2).sum(axis=-1)
-    return _ratio(between, _variance(totals.sum(axis=-2), values))
+    return _ratio(between - chance, _variance(totals.sum(axis=-2), values))
 
 
-def nominal_eta_squared(totals: FloatArray, values: FloatArray) -> FloatArray:
-    """Return 1 − E[Gini variance | group] / Gini variance: for nominal items (Light, Margolin 1971). In [0, 1]."""
+def nominal_eta_squared(totals: FloatArray, values: FloatArray, chance: float = 0.0) -> FloatArray:
+    """Return 1 − E[Gini variance | group] / Gini variance: for nominal items (Light, Margolin 1971).
+
+    Arguments and range as of `eta_squared`.
+    """
     weights = totals.sum(axis=-1)
     total = weights.sum(axis=-1)
     share = np.divide(weights, total[..., None], out=np.full(weights.shape, np.nan), where=total[..., None] > 0)
     within = (share * np.nan_to_num(gini_variance(totals))).sum(axis=-1)
     whole = gini_variance(totals.sum(axis=-2))
-    return _ratio(whole - within, whole)
+    return _ratio(whole - within - chance, whole)
+
+
+def chance_between(totals: FloatArray, squares: FloatArray, scores: FloatArray) -> float:
+    """Return the variance between groups that sampling their members alone makes: s² Σ_g w_g (1 − w_g) / n_g.
+
+    w_g is a group's share of the weight, n_g Kish's effective number of its members and s² the variance of a member's
+    own mean within groups, pooled. With one answer each and equal weights, η² less this is Kelley's (1935) unbiased
+    ε² = 1 − (1 − η²)(n − 1) / (n − G). Members whose answers are expected shares differ by less than answers do, and
+    their groups' means by less chance. NaN where no group has two members.
+
+    Args:
+        totals: (G, K).
+        squares: (G, K, K), Σ t tᵀ over members.
+        scores: (K, D) what the options count as: the values as one column, the identity for nominal items.
+    """
+    known = totals.sum(axis=1) > 0
+    totals, squares = totals[known], squares[known]
+    weights = totals.sum(axis=1)
+    sizes = weights**2 / squares.sum(axis=(1, 2))
+    apart = scores - (totals @ scores / weights[:, None])[:, None, :]
+    spread = np.einsum("gkd,gkl,gld->g", apart, squares, apart) * (sizes / weights) ** 2
+    freedom = float((sizes - 1).sum())
+    share = weights / weights.sum()
+    return float(spread.sum() / freedom * (share * (1 - share) / sizes).sum()) if freedom > 1e-9 else float("nan")
 
 
 @dataclass(frozen=True, slots=True)

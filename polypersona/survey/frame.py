@@ -5,6 +5,7 @@ Knows no file, no sum and no score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,8 @@ class Frame:
 
     `human_codes` (items, respondents) are the humans' codes for pairs, `row_of` the respondent of a persona. `bits` is
     the fixed point of weights. `num_interviews` is waves × draws. `exponents` (items,) are what the probabilities of an
-    answer's options are raised to, None where they stay.
+    answer's options are raised to, None where they stay. `is_greedy` says that the answers were given at temperature 0:
+    option probabilities do not describe them and are not read.
     """
 
     items: tuple[Aligned, ...]
@@ -48,6 +50,7 @@ class Frame:
     human_codes: npt.NDArray[np.int32]
     row_of: Mapping[str, int]
     exponents: FloatArray | None = None
+    is_greedy: bool = False
 
     @cached_property
     def place(self) -> Mapping[str, int]:
@@ -94,10 +97,15 @@ class Frame:
         return table
 
 
-def fixed_bits(max_weight: float, num_interviews: int, max_rows: int) -> int:
-    """Return the fixed point's bits so that squares of a persona's summed weights, over a batch, fit an int64."""
-    reach = np.log2(max(max_weight, 1.0)) + np.log2(max(num_interviews, 1))
-    return int(max(0, min(MAX_BITS, (62 - np.log2(max(max_rows, 2))) / 2 - reach)))
+def fixed_bits(max_weight: float, mean_weight: float, num_interviews: int, max_rows: int) -> int:
+    """Return the fixed point's bits, fewer than none where its step is above one.
+
+    The step is at most 2**-MAX_BITS of the mean weight, whatever the weights' scale; it is larger where the squares of
+    a persona's summed weights, over a batch, would not fit an int64 otherwise.
+    """
+    reach = math.log2(max_weight) + math.log2(max(num_interviews, 1))
+    room = (62 - math.log2(max(max_rows, 2))) / 2 - reach
+    return min(MAX_BITS - math.floor(math.log2(mean_weight)), math.floor(room))
 
 
 @dataclass(frozen=True)
@@ -184,12 +192,14 @@ class Rows:
                 f"A response to {name!r} has the code {code[wrong]}, which is none of its options.",
                 "Compare with the recipe that the responses were made with.",
             )
-        weight = np.rint(table.column("weight").to_numpy() * float(1 << frame.bits))
+        weight = np.rint(table.column("weight").to_numpy() * 2.0**frame.bits)
         wave, draw = (table.column(name).to_numpy().astype(np.int64) - 1 for name in ("wave", "draw"))
         interview = (persona * frame.num_waves + wave) * frame.num_draws + draw
         respondent = np.array([frame.row_of.get(name, -1) for name in people], np.int64)[persona]
         human = np.where(respondent >= 0, frame.human_codes[item, respondent], NO_CODE).astype(np.int32)
         listed = table.column("option_probs").combine_chunks()
+        if frame.is_greedy:
+            listed = pa.nulls(len(listed), listed.type)
         sizes = pc.fill_null(pc.list_value_length(listed), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = pc.list_flatten(listed).to_numpy(zero_copy_only=False)
         if frame.exponents is not None and len(flat):

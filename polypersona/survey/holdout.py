@@ -18,7 +18,7 @@ from polypersona.records import digest
 from polypersona.survey.cells import MIN_CELL
 from polypersona.survey.distribution import w1_alignment
 from polypersona.survey.microdata import Survey
-from polypersona.survey.profiles import UNKNOWN, Grouping
+from polypersona.survey.profiles import UNKNOWN, Grouping, groups_of
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -97,7 +97,7 @@ def compare_holdout(
 
 def _groups(survey: Survey, groupings: Sequence[Grouping]) -> Iterator[tuple[str, str, BoolArray]]:
     for grouping in groupings:
-        places = np.array([grouping.place(cell or None) for cell in survey.traits[grouping.name]])
+        places = groups_of(survey, grouping)
         for place, label in enumerate(grouping.labels):
             if place != UNKNOWN:
                 yield grouping.name, label, places == place

@@ -92,10 +92,10 @@ class PairSums:
 
 
 def shuffled_accuracy(p: FloatArray, q: FloatArray, values: FloatArray, span: float) -> float:
-    """Return the accuracy to expect when every human gets another persona's answer: 1 − E|v_i − v_j| / span.
+    """Return the mean accuracy over all permutations of the pairs' synthetic answers: 1 − E|v_i − v_j| / span. Exact.
 
-    Exact over all permutations, up to the one that changes nothing: i is drawn from the synthetic shares `p`, j from
-    the humans' `q`. The floor of `accuracy`; r has the floor 0.
+    `p` and `q` (K,) are how many of the pairs' answers on either side are each option, unweighted as `accuracy` is. The
+    floor of `accuracy`; r has the floor 0.
     """
     gaps = np.abs(values[:, None] - values[None, :])
     return (

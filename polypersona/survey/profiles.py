@@ -6,8 +6,8 @@ profiles. Knows no answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -50,13 +50,17 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Profiles:
-    """The profiles that occur. `members` (profiles, groupings) has the group of each; rows are in sorted order."""
+    """The profiles that occur. `members` (profiles, groupings) has the group of each; rows are in sorted order.
+
+    `twins` has the row of the respondent whom a persona is the twin of.
+    """
 
     groupings: tuple[Grouping, ...]
     members: IntArray
     of_respondent: IntArray
     of_persona: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    twins: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -85,32 +89,65 @@ def build_groupings(survey: Survey, by: Sequence[str]) -> tuple[Grouping, ...]:
     return tuple(found)
 
 
-def build_profiles(survey: Survey, groupings: Sequence[Grouping], personas: Iterable[Persona]) -> Profiles:
+def build_profiles(survey: Survey, groupings: Sequence[Grouping], personas: Sequence[Persona]) -> Profiles:
     """Return the profiles of respondents and personas.
 
-    A persona whose id is a respondent's is that respondent's twin and has the respondent's groups; others are grouped
-    by their attributes.
+    A persona whose id is a respondent's is that respondent's twin (`find_twins`) and has the respondent's groups;
+    others are grouped by their attributes.
 
     Raises:
         SurveyError: no persona has any group of a demographic, so that nothing could be compared by it.
     """
-    columns = [[grouping.place(_cell(cell)) for cell in survey.traits[grouping.name]] for grouping in groupings]
+    columns = [groups_of(survey, grouping) for grouping in groupings]
     humans = np.array(columns, np.int64).reshape(len(groupings), survey.num_respondents).T
-    row_of = {identity: row for row, identity in enumerate(survey.respondent_ids)}
-    ids, rows = [], []
-    for persona in personas:
-        ids.append(persona.persona_id)
-        row = row_of.get(persona.persona_id)
-        rows.append(humans[row] if row is not None else [_group_of(persona, grouping) for grouping in groupings])
+    twins, said = find_twins(survey, personas)
+    ids = [persona.persona_id for persona in personas]
+    rows = [
+        humans[twins[persona.persona_id]]
+        if persona.persona_id in twins
+        else [_group_of(persona, grouping) for grouping in groupings]
+        for persona in personas
+    ]
     synthetic = np.array(rows, np.int64).reshape(len(ids), len(groupings))
-    notes = _check_known(groupings, synthetic)
-    both = np.concatenate([humans, synthetic])
+    notes = (*said, *_check_known(groupings, synthetic))
     if not groupings:
-        return Profiles((), np.zeros((1, 0), np.int64), np.zeros(len(humans), np.int64), dict.fromkeys(ids, 0))
-    members, place = np.unique(both, axis=0, return_inverse=True)
+        nowhere = np.zeros(len(humans), np.int64)
+        return Profiles((), np.zeros((1, 0), np.int64), nowhere, dict.fromkeys(ids, 0), notes, twins)
+    members, place = np.unique(np.concatenate([humans, synthetic]), axis=0, return_inverse=True)
     place = place.reshape(-1)
     of_persona = dict(zip(ids, place[len(humans) :].tolist(), strict=True))
-    return Profiles(tuple(groupings), members, place[: len(humans)].astype(np.int64), of_persona, notes)
+    return Profiles(tuple(groupings), members, place[: len(humans)].astype(np.int64), of_persona, notes, twins)
+
+
+def groups_of(survey: Survey, grouping: Grouping) -> IntArray:
+    """Return each respondent's group, `UNKNOWN` where the cell is empty, means "not asked" or is in none."""
+    return np.array([grouping.place(cell) for cell in _cells(survey, grouping.name)], np.int64)
+
+
+def find_twins(survey: Survey, personas: Sequence[Persona]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the row of the respondent whose id a persona has, by persona, and a sentence for whoever reads scores.
+
+    Ids that two files number alike make no twins: where most of those personas have an attribute that contradicts the
+    respondent's demographics, none of them is a twin.
+    """
+    row_of = {identity: row for row, identity in enumerate(survey.respondent_ids)}
+    same = [persona for persona in personas if persona.persona_id in row_of]
+    if not same:
+        return {}, ()
+    is_contradicted = np.zeros(len(same), bool)
+    rows = [row_of[persona.persona_id] for persona in same]
+    for one in survey.codebook.demographics:
+        if not one.is_integer or any(whole_number(cell or "") is not None for cell in _cells(survey, one.column)):
+            (grouping,) = build_groupings(survey, [one.column])
+            ours = np.array([_group_of(persona, grouping) for persona in same], np.int64)
+            theirs = groups_of(survey, grouping)[rows]
+            is_contradicted |= (ours != theirs) & (ours != UNKNOWN) & (theirs != UNKNOWN)
+    count = int(is_contradicted.sum())
+    if 2 * count > len(same):
+        said = f"have the id of a respondent, but {count:,} of their cards contradict the respondent: none is a twin"
+        return {}, (f"{len(same):,} of {len(personas):,} personas {said}",)
+    said = f"{len(same):,} of {len(personas):,} personas are taken as twins of respondents by their id"
+    return {persona.persona_id: row for persona, row in zip(same, rows, strict=True)}, (said,)
 
 
 def _check_known(groupings: Sequence[Grouping], synthetic: IntArray) -> tuple[str, ...]:
@@ -135,13 +172,14 @@ def _group_of(persona: Persona, grouping: Grouping) -> int:
     return grouping.place(persona.attributes.get(one.attribute, persona.attributes.get(one.column)))
 
 
-def _cell(cell: str) -> str | None:
-    return cell or None
+def _cells(survey: Survey, column: str) -> list[str | None]:
+    """Return a demographic's cells, None for those that are empty or mean "not asked"."""
+    nothing = {"", *survey.codebook.not_asked}
+    return [None if cell in nothing else cell for cell in survey.traits[column]]
 
 
 def _bands(survey: Survey, one: Demographic) -> Grouping:
-    cells = survey.traits[one.column]
-    numbers = [whole_number(cell) for cell in cells]
+    numbers = [None if cell is None else whole_number(cell) for cell in _cells(survey, one.column)]
     known = np.array([number is not None for number in numbers])
     if not known.any():
         raise SurveyError(f"No respondent has a number in {one.column!r}.", "Leave it out of --by.")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polypersona.survey.association import Coefficient, Pattern, compare_fits, compare_patterns, fit_model
 from polypersona.survey.cells import MIN_CELL, Comparison, Group, Row
-from polypersona.survey.distribution import eta_squared, nominal_eta_squared
+from polypersona.survey.distribution import chance_between, eta_squared, nominal_eta_squared
 from polypersona.survey.humans import associations_of, ladder_of
 from polypersona.survey.individuals import agreement_matrix, back_off, predicted_agreement, shuffled_accuracy
 from polypersona.survey.inference import Moments, fisher_interval, interval_of
@@ -28,13 +28,17 @@ PATTERN_HALVES = 4
 def stereotyping_rows(comparison: Comparison, item: int) -> list[Row]:
     """Return η² of humans and run by demographic, and their difference, the stereotyping index.
 
-    The shuffled floor is −η² of the humans: answers handed to other personas lose all differences between groups.
-    `noise` is the mean |difference| between random halves of the humans.
+    Both are Kelley's (1935) ε², η² without what sampling people or personas alone adds to it: a small sample shall not
+    look like groups that differ. The shuffled floor is −ε² of the humans: answers handed to other personas lose all
+    differences between groups. `noise` is the mean |difference| between random halves of the humans, whose additions
+    cancel.
     """
     profiles, question = comparison.humans.profiles, comparison.items[item].question
     human, synthetic = comparison.moments(item)
     values = np.array(question.values)
-    measure = eta_squared if question.is_ordered else nominal_eta_squared
+    measure, scores = (
+        (eta_squared, values[:, None]) if question.is_ordered else (nominal_eta_squared, np.eye(len(values)))
+    )
     halves = comparison.humans.half_totals(item)
     rows = []
     for place, grouping in enumerate(profiles.groupings):
@@ -44,11 +48,16 @@ def stereotyping_rows(comparison: Comparison, item: int) -> list[Row]:
             continue
         shape = (count, len(values))
 
-        def index(s: FloatArray, h: FloatArray, shape: tuple[int, int] = shape) -> FloatArray:
-            return measure(s.reshape(-1, *shape), values) - measure(h.reshape(-1, *shape), values)
+        chances = [chance_between(side.totals, side.squares, scores) for side in sides]
+
+        def index(
+            s: FloatArray, h: FloatArray, shape: tuple[int, int] = shape, chances: Sequence[float] = chances
+        ) -> FloatArray:
+            own, people = s.reshape(-1, *shape), h.reshape(-1, *shape)
+            return measure(own, values, chances[1]) - measure(people, values, chances[0])
 
         found = interval_of(index, [sides[1], sides[0]], -1, 1)
-        own = [float(measure(side.totals, values)) for side in sides]
+        own = [float(measure(side.totals, values, chance)) for side, chance in zip(sides, chances, strict=True)]
         grouped = np.stack([halves[:, :, labels == group].sum(axis=2) for group in range(count)], axis=2)
         gaps = np.abs(measure(grouped[:, 0], values) - measure(grouped[:, 1], values))
         rows.append(
@@ -66,7 +75,7 @@ def stereotyping_rows(comparison: Comparison, item: int) -> list[Row]:
                 "high": found.high,
                 "shuffled": -own[0],
                 "noise": float(np.nanmean(gaps)) if np.isfinite(gaps).any() else math.nan,
-                "signature": "stereotyping|eta2_synthetic-eta2_human|interval:linearised,95%|range:-1..1",
+                "signature": "stereotyping|epsilon2(Kelley1935)_synthetic-human|interval:linearised,95%|range:-1..1",
             }
         )
     return rows
@@ -181,9 +190,9 @@ def individual_rows(comparison: Comparison, item: int, groups: Sequence[Group]) 
         span = float(high - low)
         accuracy = sums.accuracy(span) if question.is_ordered else None
         correlation = fisher_interval(sums.correlation, sums.personas) if question.is_ordered else None
-        human, synthetic = (side.collapse(group.members) for side in comparison.moments(item))
         codes = np.array(question.codes, dtype=float)
-        shuffled = shuffled_accuracy(synthetic.totals[0], human.totals[0], codes, span)
+        human, synthetic = tally.pair_counts(item, group.members).astype(float)
+        shuffled = shuffled_accuracy(synthetic, human, codes, span)
         rows.append(
             {
                 "item": question.item_id,

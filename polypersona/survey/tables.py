@@ -68,14 +68,25 @@ def collapsed_rows(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def caption(bases: Sequence[str]) -> str:
-    """Return what a reader must know to read the tables; `bases` say what each item's shares rest on."""
+def caption(bases: Sequence[str], *, is_greedy: bool = False) -> str:
+    """Return what a reader must know to read the tables.
+
+    Args:
+        bases: what each item's shares rest on.
+        is_greedy: the answers were given at temperature 0.
+    """
     probable = sum(base == "option_probs" for base in bases)
+    shares = (
+        "Synthetic shares are those of the codes: the answers were given at temperature 0, and option probabilities do "
+        "not describe them."
+        if is_greedy
+        else "Synthetic shares are expected ones, from option probabilities, for "
+        f"{probable} of {len(bases)} items, and drawn codes for the others."
+    )
     return (
-        "Synthetic responses beside human ones. Synthetic shares are expected ones, from option probabilities, for "
-        f"{probable} of {len(bases)} items, and drawn codes for the others. All shares are weighted. Intervals are "
-        "95 %, linearised, clustered by persona and by respondent, as though the two samples were independent, which "
-        "is careful where personas are twins of the respondents. Floors: uniform options; for a subgroup also "
+        f"Synthetic responses beside human ones. {shares} All shares are weighted. Intervals are 95 %, linearised, "
+        "clustered by persona and by respondent, as though the two samples were independent, which is careful where "
+        "personas are twins of the respondents. Floors: uniform options; for a subgroup also "
         "everybody's distribution, the humans' (marginal) and the run's (shuffled personas). The ceiling is one random "
         "half of the humans against the other. Read effect sizes beside effective n: with millions of rows every "
         f"difference is significant. Cells of fewer than {MIN_CELL} people are not shown."

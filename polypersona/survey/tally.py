@@ -58,12 +58,16 @@ class Side:
     def squares(self, item: int, bits: int) -> FloatArray:
         """Return Σ t tᵀ of an item by profile as floats."""
         exact = self.high[:, item].astype(np.float64) * (1 << _LIMB_BITS) + self.low[:, item]
-        return np.asarray(exact / float(1 << (2 * bits)))
+        return np.asarray(exact / 4.0**bits)
 
 
 @dataclass
 class Tally:
-    """All sums of a run. `by_code` counts the chosen option, `by_probability` its expectation where it is known."""
+    """All sums of a run. `by_code` counts the chosen option, `by_probability` its expectation where it is known.
+
+    `pair_options` (profiles, items, 2, K) are how many pairs' human, and how many pairs' synthetic answer is an option.
+    `dispositions` (items, dispositions) count committed and quarantined rows, `num_rows` the committed ones.
+    """
 
     frame: Frame
     by_code: Side
@@ -74,8 +78,10 @@ class Tally:
     dispositions: IntArray
     joint: FloatArray
     pairs: IntArray
+    pair_options: IntArray
     extremes: IntArray
     num_rows: int = 0
+    num_quarantined: int = 0
     num_variants: int = 0
     unshared: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -89,11 +95,12 @@ class Tally:
         return cls(
             frame, Side.empty(frame), Side.empty(frame), answers, probable, clusters,
             np.zeros((len(frame.items), len(DISPOSITIONS)), np.int64), np.zeros((size, size)),
-            np.zeros((*shape, len(fields(PairSums))), np.int64), _no_extremes(shape[1]),
+            np.zeros((*shape, len(fields(PairSums))), np.int64), np.zeros((*shape, 2, frame.width), np.int64),
+            _no_extremes(shape[1]),
         )  # fmt: skip
 
     def basis(self, item: int) -> str:
-        """Return what an item's shares rest on: `option_probs` where every answer has them, else `codes`."""
+        """Return what an item's shares rest on: `option_probs` where they are known of every answer, else `codes`."""
         answers = int(self.answers[:, item].sum())
         return "option_probs" if answers and int(self.probable[:, item].sum()) == answers else "codes"
 
@@ -101,13 +108,17 @@ class Tally:
         """Return an item's moments by profile."""
         side = self.by_probability if self.basis(item) == "option_probs" else self.by_code
         count = self.frame.items[item].num_options
-        totals = side.totals[:, item, :count] / float(1 << self.frame.bits)
+        totals = side.totals[:, item, :count] / 2.0**self.frame.bits
         squares = side.squares(item, self.frame.bits)[:, :count, :count]
         return Moments(totals, squares, self.clusters[:, item], self.answers[:, item])
 
     def pair_sums(self, item: int, members: npt.NDArray[np.bool_]) -> PairSums:
         """Return the sums over pairs of an item for some profiles."""
         return PairSums(*(int(value) for value in self.pairs[members, item].sum(axis=0)))
+
+    def pair_counts(self, item: int, members: npt.NDArray[np.bool_]) -> IntArray:
+        """Return the pairs of an item for some profiles by option: the human one, the synthetic one, shape (2, K)."""
+        return np.asarray(self.pair_options[members, item, :, : self.frame.items[item].num_options].sum(axis=0))
 
     def add(self, table: pa.Table) -> None:
         """Add rows of responses, of which `COLUMNS` are read; all rows of their personas. Threads may call it at once.
@@ -138,6 +149,16 @@ class Tally:
             self.joint += joint
             self.extremes[:, 0] = np.minimum(self.extremes[:, 0], extremes[:, 0])
             self.extremes[:, 1] = np.maximum(self.extremes[:, 1], extremes[:, 1])
+
+    def add_quarantined(self, table: pa.Table) -> None:
+        """Count quarantined rows by item and disposition; they hold no answer.
+
+        Raises:
+            StorageError: as `add`.
+        """
+        _, census = Rows.read(table, self.frame)
+        self.num_quarantined += census.num_rows
+        self.dispositions += census.dispositions
 
     def _count(self, census: Census) -> None:
         self.num_rows += census.num_rows
@@ -185,7 +206,13 @@ class Tally:
         d, n = batch.sums(cells, np.abs(h - s)), batch.sums(cells)
         simple = [batch.sums(cells, value) for value in ((h == s).astype(np.float64), h, s, h * h, s * s, h * s)]
         stacked = np.stack([n, (n > 0).astype(np.int64), d, *simple, d * d, d * n, n * n], axis=-1)
-        return [(self.pairs, batch.by_profile(stacked))]
+        low, _ = self.frame.code_range
+        human = self.frame.options_of_codes[rows.item[known], rows.human[known] - low]
+        counts = [batch.sums(cells, None, option, self.frame.width) for option in (human, rows.option[known])]
+        return [
+            (self.pairs, batch.by_profile(stacked)),
+            (self.pair_options, batch.by_profile(np.stack(counts, axis=-2))),
+        ]
 
     def _extremes_of(self, rows: Rows) -> IntArray:
         """Return the least and largest code of either side of the pairs, by item."""

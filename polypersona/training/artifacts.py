@@ -38,7 +38,7 @@ def build_training(
         **facts,
         "loss": last(log, "loss"),
         "eval_loss": kept_entry({"best": measured.get("best"), "log": log}).get("eval_loss"),
-        "tokens_per_s": _number(outcome.tokens * _share_done(outcome) / max(outcome.seconds, 1e-9)),
+        "tokens_per_s": _number(outcome.attempt_tokens / max(outcome.seconds, 1e-9)),
         "versions": library_versions(),
         "content": dict(content),
         "log": log,
@@ -72,11 +72,6 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _share_done(outcome: Outcome) -> float:
-    """The share of the steps that this attempt's seconds were spent on."""
-    return (outcome.steps - outcome.first_step) / outcome.steps if outcome.steps else 0.0
 
 
 def _number(value: float) -> float | None:

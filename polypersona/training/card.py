@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from polypersona.location import mask_secrets
 from polypersona.models.catalogue import BASE_MODELS
 from polypersona.storage import RunDirectory, load_run
 
@@ -88,7 +89,7 @@ def render_card(
         "## Use\n\nLoad it with `peft.PeftModel.from_pretrained(base, folder)`, or set `model.adapter` of a recipe to "
         "this folder; the whole log is in `training.json`.",
     ]
-    return ("\n\n".join(parts) + "\n").encode()
+    return mask_secrets("\n\n".join(parts) + "\n").encode()
 
 
 def kept_entry(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +201,9 @@ def _validation(training: Mapping[str, Any]) -> str:
         if name.startswith("eval_") and name != "eval_loss"
     ]
     return (
-        "The loss is the mean negative log-likelihood of an answer token. One pass over the rows, so without an "
-        "interval; the rows may have decided which step was kept.\n\n| | score | rows |\n|---|---:|---:|\n"
-        + "\n".join([loss, *rows])
+        "The loss is the mean negative log-likelihood of an answer token, or of a choice, by the rows' weights. One "
+        "pass over the rows, so without an interval; the rows may have decided which step was kept.\n\n"
+        "| | score | rows |\n|---|---:|---:|\n" + "\n".join([loss, *rows])
     )
 
 

@@ -60,11 +60,23 @@ def load_checkpoint(folder: Path, trainable: Trainable, optimizer: Any, scaler: 
     with quiet_peft():
         set_peft_model_state_dict(trainable.model, weights)
     stored = torch.load(folder / OPTIMIZER, weights_only=True, map_location=trainable.device)
-    optimizer.load_state_dict(stored["optimizer"])
+    optimizer.load_state_dict(_unpaged(stored["optimizer"]))
     scaler.load_state_dict(stored["scaler"])
     if (folder / BEST).exists():
         shutil.copyfile(folder / BEST, best)
     return state
+
+
+def _unpaged(stored: dict[str, Any]) -> dict[str, Any]:
+    """Take off the marks of bitsandbytes for tensors in CUDA's pages, which those of a file are not.
+
+    It would page one that is marked, and CUDA ends the process for that.
+    """
+    for values in stored["state"].values():
+        for value in values.values():
+            for mark in ("is_paged", "page_deviceid"):
+                getattr(value, "__dict__", {}).pop(mark, None)
+    return stored
 
 
 def save_best(path: Path, trainable: Trainable) -> None:

@@ -76,9 +76,12 @@ def collate_choices(rows: Sequence[ChoiceRow], pad_id: int) -> ChoiceBatch:
 
 
 def choice_loss(logits: torch.Tensor, batch: ChoiceBatch) -> torch.Tensor:
-    """Return the batch's loss, summed over its answers by their weights; logits are of its `sources`, in fp32."""
+    """Return (Q), the loss of each question, summed over its options by their weights.
+
+    `logits` are of the batch's `sources`, in fp32.
+    """
     tokens = torch.log_softmax(logits, dim=-1)  # (sources, vocabulary)
     own = tokens[batch.before, batch.targets]
     scores = own.new_zeros(batch.weights.numel()).index_add(0, batch.places, own).view_as(batch.weights)
     options = torch.log_softmax(scores.masked_fill(~batch.is_option, -torch.inf), dim=-1)
-    return -(batch.weights * options.masked_fill(~batch.is_option, 0.0)).sum()
+    return -(batch.weights * options.masked_fill(~batch.is_option, 0.0)).sum(dim=1)

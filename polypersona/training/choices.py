@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from polypersona.chatml import ChatTokenizer, encode_prompt, encode_text, render_choice
+from polypersona.chatml import ChatTokenizer, encode_prompt, encode_text, render_choice, shown_place
 from polypersona.errors import DatasetError
 from polypersona.interview import answer_lead
+from polypersona.recipe_sections import QUESTIONS_PER_ROW
 from polypersona.records import Example, seed_from
-
-# Questions of one card that share a row: more save tokens of the card, and cost attention and mixture.
-QUESTIONS_PER_ROW = 4
+from polypersona.scheduling.training_plan import RowSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,11 @@ class ChoiceRow:
     def num_answer(self) -> int:
         """What a step's loss is the mean over: questions. Their weights sum to it, as the row is drawn by its own."""
         return len(self.questions)
+
+    @property
+    def answer_weight(self) -> float:
+        """What each question counts in a mean over rows: the row's own loss is one of its mean question."""
+        return self.weight / len(self.questions)
 
 
 def group_examples(examples: Sequence[Example], seed: int) -> list[list[int]]:
@@ -113,6 +117,20 @@ def num_rows(examples: Sequence[Example], loss: str, seed: int) -> int:
     return len(group_examples(examples, seed)) if loss == "options" else len(examples)
 
 
+def bound_sizes(examples: Sequence[Example], loss: str, seed: int) -> RowSizes:
+    """Return what the rows of a training on these examples cannot exceed."""
+    if loss != "options":
+        return RowSizes.bound(example.messages for example in examples)
+    choices, tokens, answer = _Choices(), 0, 0
+    for group in group_examples(examples, seed):
+        posed = {_keys(examples[index])[1]: examples[index] for index in group}
+        card = RowSizes.bound([next(iter(posed.values())).messages[:-2]]).tokens
+        questions = RowSizes.bound([[one.messages[-2] for one in posed.values()]]).tokens
+        options = RowSizes.bound([[{"content": text} for one in posed.values() for text in choices.texts(one)]]).tokens
+        tokens, answer = max(tokens, card + questions + options), max(answer, options)
+    return RowSizes(tokens, answer)
+
+
 def sampling_weight(example: Example) -> float:
     """Return how much an example counts: a respondent's weight, one where the data have none."""
     return float(example.metadata.get("sampling_weight", 1.0))
@@ -164,17 +182,16 @@ class _Choices:
     """How the options of examples are written, which their answers show."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {}
+        self._known: dict[tuple[tuple[str, ...], tuple[int, ...] | None, bool], tuple[str, ...]] = {}
 
     def texts(self, example: Example) -> tuple[str, ...]:
         """Return the options as answers, in the item's order."""
-        labels, has_letters = self._labels(example), self.has_letters(example)
-        key = labels, has_letters
+        labels, order = self._labels(example), tuple(example.metadata.get("shown") or ()) or None
+        key = labels, order, self.has_letters(example)
         if key not in self._known:
-            show = "letters" if has_letters else "labels"
             self._known[key] = tuple(
-                render_choice(label, "letters" if show == "letters" else "labels", place)
-                for place, label in enumerate(labels)
+                render_choice(label, "letters" if key[2] else "labels", shown_place(index, order))
+                for index, label in enumerate(labels)
             )
         return self._known[key]
 

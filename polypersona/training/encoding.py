@@ -33,6 +33,11 @@ class EncodedRow:
     num_answer: int
     weight: float = 1.0
 
+    @property
+    def answer_weight(self) -> float:
+        """What each token of the answer counts in a mean over rows."""
+        return self.weight
+
 
 AnyRow: TypeAlias = EncodedRow | ChoiceRow
 

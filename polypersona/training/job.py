@@ -8,7 +8,7 @@ from typing import Any, Literal
 from polypersona.recipe_sections import FinetuneSettings
 
 # Raised when the same job would make another adapter.
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Outcome:
 
     `log` has one entry per logged step: step, epoch, loss, learning_rate, grad_norm, and where the adapter was
     validated eval_loss and the scores of what it wrote. `first_step` is above 0 where a checkpoint was resumed;
-    `seconds` are this attempt's. Token counts are those of the whole training as planned, padding excluded.
+    `seconds` and `attempt_tokens` are this attempt's; the other token counts are of all steps. Padding is excluded.
     `num_shortened` prompts, of training and validation, were longer than a row may be and lost their head. `batch_size`
     and `accumulation` are those of the last step of the first worker. `shortages` are its changes of the micro-batch
     for want of memory. `best` says which step's adapter was kept and why, None for the last one's. `is_stopped_early`
@@ -56,6 +56,7 @@ class Outcome:
     first_step: int
     seconds: float
     tokens: int
+    attempt_tokens: int
     answer_tokens: int
     num_shortened: int
     batch_size: int

@@ -88,7 +88,7 @@ def train(
         ModelError: the base cannot be loaded or trained as asked.
         DatasetError: an example cannot be encoded.
         InfeasiblePlanError: memory does not hold a single row.
-        RunFailedError: the loss is not finite.
+        RunFailedError: the loss is not finite, or the metric that chooses the best adapter was never defined.
     """
     torch.set_num_threads(job.threads)
     if place.device == "cpu":
@@ -185,6 +185,7 @@ class _Training:
             if self._is_validated():
                 self._validate()
             if state.step == self._steps:
+                self._refuse_undefined_best()
                 state.is_finished = True
             if state.is_finished or state.step % self._save_steps == 0:
                 self._save()
@@ -193,16 +194,19 @@ class _Training:
     def outcome(self, first_step: int, seconds: float) -> Outcome:
         """Return what came of it."""
         rows, state, place = self._encoded.rows, self._state, self._place
+        batch = self._job.settings.global_batch
+        done = self._order[: state.step * batch]
         return Outcome(
             log=tuple(state.log),
             steps=state.step,
             first_step=first_step,
             seconds=seconds,
-            tokens=sum(len(rows[index].ids) for index in self._order),
-            answer_tokens=sum(rows[index].num_answer for index in self._order),
+            tokens=sum(len(rows[index].ids) for index in done),
+            attempt_tokens=sum(len(rows[index].ids) for index in done[first_step * batch :]),
+            answer_tokens=sum(rows[index].num_answer for index in done),
             num_shortened=self._encoded.num_shortened + self._held_out.num_shortened,
             batch_size=self._share.micro_batch,
-            accumulation=accumulation_of(self._job.settings.global_batch, place.world_size, self._share.micro_batch),
+            accumulation=accumulation_of(batch, place.world_size, self._share.micro_batch),
             world_size=place.world_size,
             num_trainable=sum(parameter.numel() for parameter in self._trainable.parameters),
             targets=self._trainable.targets.names,
@@ -282,11 +286,8 @@ class _Training:
         if settings.best_metric is None:
             return
         value = measured.get(f"eval_{settings.best_metric}", math.nan)
-        if not math.isfinite(value):
-            raise RunFailedError(
-                f"finetune.best_metric is {settings.best_metric!r}, which is not defined on this validation split.",
-                "Name another metric, or give the split rows that it can be measured on.",
-            )
+        if state.best is None and not math.isfinite(value):
+            return
         sign = 1 if settings.best_metric == "loss" else -1
         if state.best is None or sign * value < sign * state.best["value"]:
             state.best = {"metric": settings.best_metric, "value": value, "step": state.step}
@@ -296,6 +297,14 @@ class _Training:
         else:
             state.num_bad += 1
             state.is_finished = settings.patience is not None and state.num_bad >= settings.patience
+
+    def _refuse_undefined_best(self) -> None:
+        name = self._job.settings.best_metric
+        if name is not None and self._state.best is None:
+            raise RunFailedError(
+                f"finetune.best_metric is {name!r}, which was not defined at any validation.",
+                "Name another metric, or give the validation split rows that it can be measured on.",
+            )
 
     def _save(self) -> None:
         """Hand a checkpoint over; only the first worker has a folder to give."""

@@ -47,7 +47,11 @@ class Trainable:
         return torch.autocast(self.device.partition(":")[0], DTYPES[self.dtype], enabled=self.dtype != "fp32")
 
     def summed_loss(self, batch: Batch | ChoiceBatch) -> torch.Tensor:
-        """Return the negative log-likelihood of the batch's answer tokens, or of its choices, summed, in fp32.
+        """Return the negative log-likelihood of the batch's answer tokens, or of its choices, summed, in fp32."""
+        return self.answer_losses(batch).sum()
+
+    def answer_losses(self, batch: Batch | ChoiceBatch) -> torch.Tensor:
+        """Return the negative log-likelihood of each answer token, or of each question's choices, in the rows' order.
 
         The head sees those places only that an answer's token follows, so its logits never exist for a prompt.
         """
@@ -55,7 +59,7 @@ class Trainable:
             logits = self._logits(batch)
         if isinstance(batch, ChoiceBatch):
             return choice_loss(logits.float(), batch)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def _logits(self, batch: Batch | ChoiceBatch) -> torch.Tensor:
         base = self.model.get_base_model()
@@ -109,7 +113,7 @@ def build_trainable(job: TrainingJob, device: str) -> Trainable:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _choose_attention(base, job.attention or ("eager" if is_on_cpu else "sdpa"), job.settings.max_length)
     if is_on_cpu and job.dtype != "fp32":
-        _round_frozen_layers(model, DTYPES[job.dtype])
+        _round_frozen_layers(base, DTYPES[job.dtype])
     family = str(getattr(base.config, "model_type", ""))
     is_plain = family in FAMILY_TARGETS
     dropout = job.settings.dropout or getattr(base.config, "attention_dropout", 0.0)
@@ -124,8 +128,12 @@ def _choose_attention(base: Any, kind: str, max_length: int) -> None:
         base.set_attn_implementation(kind)
 
 
-def _round_frozen_layers(model: Any, dtype: torch.dtype) -> None:
-    """Store what autocast would round at every use as it is used; the sums are the same."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and type(module) is torch.nn.Linear and not module.weight.requires_grad:
+def _round_frozen_layers(base: Any, dtype: torch.dtype) -> None:
+    """Store what autocast would round at every use as it is used; the sums are the same.
+
+    A head that shares its weight with the embedding is left: autocast rounds no embedding.
+    """
+    embedding = base.get_input_embeddings().weight
+    for module in base.modules():
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not embedding:
             module.to(dtype)

@@ -77,29 +77,33 @@ def _question(example: Example, row: EncodedRow) -> Question:
 def validation_loss(
     trainable: Trainable, rows: Sequence[AnyRow], pad_id: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> float:
-    """Return the mean negative log-likelihood of an answer token over all rows and workers; NaN without rows."""
+    """Return the mean negative log-likelihood over all rows and workers, by the rows' weights; NaN without rows.
+
+    The mean is over answer tokens, or over answers where the rows are of choices.
+    """
     by_length = sorted(rows, key=lambda row: len(row.ids))[rank::world_size]
-    sums = torch.zeros(2, dtype=torch.float64)  # summed loss, answer tokens
+    sums = torch.zeros(2, dtype=torch.float64)  # summed loss, what it is the mean over
     begin = 0
     with torch.no_grad(), _answering(trainable):
         while begin < len(by_length):
             part = by_length[begin : begin + batch_size]
-            loss = _loss_of(trainable, part, pad_id)
-            if loss is None:
+            losses = _losses_of(trainable, part, pad_id)
+            if losses is None:
                 if batch_size == 1:
                     raise torch.OutOfMemoryError("a validation row does not fit memory")
                 batch_size //= 2
                 continue
-            sums += torch.tensor([loss, sum(row.num_answer for row in part)], dtype=torch.float64)
+            weights = torch.tensor([row.answer_weight for row in part for _ in range(row.num_answer)]).double()
+            sums += torch.stack([losses @ weights, weights.sum()])
             begin += len(part)
     sums = _summed(sums, trainable.device, world_size)
     return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
-def _loss_of(trainable: Trainable, rows: Sequence[AnyRow], pad_id: int) -> float | None:
-    """Return the rows' summed loss, None where memory did not do."""
+def _losses_of(trainable: Trainable, rows: Sequence[AnyRow], pad_id: int) -> torch.Tensor | None:
+    """Return the losses of the rows' answers, on the CPU; None where memory did not do."""
     try:
-        return float(trainable.summed_loss(collate(rows, pad_id).to(trainable.device)))
+        return trainable.answer_losses(collate(rows, pad_id).to(trainable.device)).double().cpu()
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise
@@ -149,8 +153,10 @@ def _answer(
         for question, result in zip(group, results, strict=True):
             tokens = [token for token in result.tokens if token not in ends]
             text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            ending = disposition_of(question.item, text, is_truncated=not result.is_ended)
-            code = code_answer(question.item, text) if ending == "complete" and question.item.is_closed else None
+            order = question.item.shown or None
+            ending = disposition_of(question.item, text, is_truncated=not result.is_ended, order=order)
+            is_coded = ending == "complete" and question.item.is_closed
+            code = code_answer(question.item, text, order) if is_coded else None
             pairs.append(
                 Pair(
                     question.item,

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from polypersona.ledger import Box, Ledger, shard_name
+from polypersona.population import item_hashes, load_population, panel_digests
 from polypersona.recipe import build_recipe
 from polypersona.shardfile import Footer, render_shard
 from polypersona.storage import RESPONSE_SCHEMA, RunDirectory, update_run
@@ -111,8 +112,11 @@ def _write_run(
          "instrument": {"bank": str(codebook)}}
     )  # fmt: skip
     run = RunDirectory.at(scratch / "run")
-    ledger = Ledger(SHARD_PERSONAS).extend(Box(len(weights), tuple(ids)))
-    update_run(run, {"fingerprint": FINGERPRINT, "recipe": recipe.model_dump(mode="json"), "ledger": ledger.as_json()})
+    population = load_population(recipe, run)
+    digest = panel_digests(population.personas, [len(weights)])[len(weights)]
+    ledger = Ledger(SHARD_PERSONAS).extend(Box(len(weights), tuple(ids)), digest)
+    stored = {"fingerprint": FINGERPRINT, "recipe": recipe.model_dump(mode="json"), "ledger": ledger.as_json()}
+    update_run(run, {**stored, "content": {"parts": {}, "items": item_hashes(population)}})
     for number in range(ledger.num_shards):
         shard = ledger.shard(number)
         table = _shard(shard.begin, shard.end, ids, weights, number, generator)

@@ -18,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,19 +171,19 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["RAY_ADDRESS"] = "local"
+    encoder = given.encoder or (find_encoder(cache_folder()) if given.bertscore_pairs else "")
+    plain = given.plain_pairs or max(1, given.pairs // PLAIN_SHARE)
+    parts: list[tuple[int, Callable[[Path], Mapping[str, Any]]]] = [
+        (given.bertscore_pairs, lambda scratch: bertscore(scratch, encoder, given.bertscore_pairs)),
+        (given.answers, lambda scratch: distribution_10m(scratch, given.answers)),
+        (given.pairs, lambda scratch: text_metrics(scratch, given.pairs, plain)),
+    ]
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if given.pairs:
-            plain = given.plain_pairs or max(1, given.pairs // PLAIN_SHARE)
-            figures |= text_metrics(Path(scratch), given.pairs, plain)
-    with tempfile.TemporaryDirectory() as scratch:
-        if given.answers:
-            figures |= distribution_10m(Path(scratch), given.answers)
-    with tempfile.TemporaryDirectory() as scratch:
-        if given.bertscore_pairs:
-            encoder = given.encoder or find_encoder(cache_folder())
-            figures |= bertscore(Path(scratch), encoder, given.bertscore_pairs)
-    given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for count, measure in parts:
+        if count:
+            with tempfile.TemporaryDirectory() as scratch:
+                figures |= measure(Path(scratch))
+            given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}")
 

@@ -171,14 +171,15 @@ def _train(case: Case, model: Path) -> None:
 
 
 def _examples(case: Case) -> list[Any]:
-    """Rows that are cut to exactly the longest length, because their prompt is longer than that."""
+    """Rows that are cut to exactly the longest length, because their prompt is longer than that.
+
+    They share no beginning, which the loop would compute once for all of them.
+    """
     from polypersona.records import Example
 
-    messages = (
-        {"role": "user", "content": "age: 44 " * case.tokens},
-        {"role": "assistant", "content": ANSWER * case.answers},
-    )
-    return [Example(str(number), messages, {}) for number in range(case.micro_batch)]
+    answer = {"role": "assistant", "content": ANSWER * case.answers}
+    prompts = [{"role": "user", "content": f"age: {40 + number} " * case.tokens} for number in range(case.micro_batch)]
+    return [Example(str(number), (prompt, answer), {}) for number, prompt in enumerate(prompts)]
 
 
 def _answer_tokens(model: Path, case: Case) -> int:

@@ -53,6 +53,17 @@ def test_the_battery_is_answered_once_in_a_folder_of_its_own_and_adds_nothing_to
     more = battery.run(recipe, sample=70)
     assert more["sample"] == 70
     assert {name: nested.read(name) for name in files} == files
+    fewer = battery.run(recipe, sample=60)
+    assert json.dumps(fewer) == json.dumps(found)
+    assert {row["personas"] for row in fewer["effects"]} == {60}
+
+
+@pytest.mark.ray
+def test_a_battery_at_temperature_zero_rests_on_the_codes(local_ray, tmp_path):
+    found = battery.run(recipe_of(tmp_path, temperature=0), sample=10)
+    shares = [row["score"] * row["n"] for row in found["by_item"] if row["effect"] == "dont_know"]
+    assert shares
+    assert shares == pytest.approx([round(one) for one in shares])
 
 
 @pytest.mark.ray

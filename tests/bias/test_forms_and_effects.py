@@ -104,6 +104,14 @@ def test_probabilities_are_used_where_there_are_any_and_leave_no_noise():
     assert scores(battery)["acquiescence"]["n"] == 0
 
 
+def test_answers_at_temperature_zero_count_as_their_codes():
+    key = ITEMS[0].item_id, ""
+    row = {"persona_id": "a", "item_id": key[0], "variant": "", "code": 2, "disposition": "complete",
+           "option_probs": [0.1, 0.4, 0.3, 0.1, 0.1]}  # fmt: skip
+    assert answers_of([row], BY_KEY, is_greedy=True)["a"][key].tolist() == [0, 1, 0, 0, 0]
+    assert answers_of([row], BY_KEY)["a"][key].tolist() == pytest.approx([0.1, 0.4, 0.3, 0.1, 0.1])
+
+
 def test_forms_are_the_same_each_time_and_differ_from_their_item_as_they_say():
     bank = [item for item in load_bank() if item.is_closed]
     forms = build_forms(bank, shows_options=True)

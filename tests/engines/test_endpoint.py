@@ -145,6 +145,25 @@ def test_a_server_without_log_probabilities_cannot_score(server):
     assert "closed: text" in caught.value.hint
 
 
+def test_a_reply_without_log_probabilities_among_others_is_an_error_of_its_cell(server):
+    engine = load_engine(settings_for(server, closed="score", show_options="letters", concurrency=1))
+    server.default = Step(body=scored({"A": -0.1}))
+    server.steps = [Step(body=completion("A"))]
+    answers = engine.answer(cells(3, CLOSED))
+    assert [answer.disposition for answer in answers] == ["error", "complete", "complete"]
+    assert answers[0].error == "the reply has no log probabilities"
+    server.steps = [Step(body=completion("A"))]
+    assert engine.answer(cells(1, CLOSED))[0].disposition == "error"
+    engine.close()
+
+
+def test_half_a_character_in_a_reply_is_a_question_mark(server):
+    server.steps = [Step(body=completion("I like it. \ud83d")), Step(400, {"error": {"message": "no \udc00"}})]
+    said, failed = ask(settings_for(server, concurrency=1), cells(2))
+    assert said.text == "I like it. ?"
+    assert failed.error.startswith("HTTP 400: no ?")
+
+
 def test_an_item_of_more_options_than_the_protocol_shows_is_an_error_of_its_cell(server):
     item = replace(CLOSED, options=tuple(f"Option {n}" for n in range(21)), codes=tuple(range(21)))
     server.default = Step(body=scored({"A": -0.1}))

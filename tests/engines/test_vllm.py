@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import vllm_double
+from toy_models import CHATML, make_toy_tokenizer
 
 from polypersona.chatml import build_messages, encode, encode_prompt, render_choice, shown_place
 from polypersona.decoding.choice import choose_option
@@ -22,6 +23,10 @@ YESNO = Item("care.yesno.01", "healthcare", "Do you go?", "yesno", ("No", "Yes")
 OPEN = Item("care.open.01", "healthcare", "How do you feel about the care?", "open")
 LONG = Item("care.open.02", "healthcare", "Why is it so? " * 60, "open")
 END = 2
+# Ends a prompt behind "assistant" and begins an answer with a blank, as the templates of several models do.
+CHATML_WITH_BLANK = CHATML.replace("'\n' + message['content']", "' ' + message['content']").replace(
+    "assistant\n", "assistant"
+)
 PERSONAS = (Persona("a", {"age": 44, "occupation": "nurse"}), Persona("b", text="I am a retired bus driver."))
 
 
@@ -93,6 +98,24 @@ def test_whole_options_have_the_probability_of_their_texts(build_vllm, vllm, vll
         assert answer.code == item.codes[index]
     assert all(params.allowed_token_ids is None for _, params in vllm.calls[0])  # it would hide the others' share
     assert len(vllm.calls) == 1
+
+
+@pytest.mark.parametrize("show", ["labels", "letters"])
+def test_options_and_rationales_stand_behind_what_the_template_puts_before_an_answer(
+    build_vllm, vllm, monkeypatch, show
+):
+    tokenizer = make_toy_tokenizer(CHATML_WITH_BLANK)
+    monkeypatch.setattr("polypersona.engines.vllm.load_tokenizer", lambda *_, **__: tokenizer)
+    (answer,) = build_vllm(show_options=show, rationale=True).answer(groups_of(YESNO, personas=PERSONAS[:1]))
+    prompt = encode_prompt(tokenizer, build_messages(PERSONAS[0], YESNO, show))
+    options = [encode(tokenizer, " " + render_choice(label, show, index)) for index, label in enumerate(YESNO.options)]
+    start = next(place for place, tokens in enumerate(zip(*options, strict=False)) if len(set(tokens)) > 1)
+    assert {tuple(ids) for ids, _ in vllm.calls[0]} >= {(*prompt, *options[0][:start])}
+    ends = [option[: start + 1] if show == "letters" else option for option in options]
+    totals = [whole_text_log_prob(vllm, prompt + end, len(prompt) + start) for end in ends]
+    np.testing.assert_allclose(answer.option_probs, softmax(totals), rtol=1e-9)
+    ((ids, _),) = vllm.calls[1]
+    assert ids == prompt + options[YESNO.options.index(answer.label)]
 
 
 def test_temperature_zero_takes_the_likeliest_option(build_vllm):

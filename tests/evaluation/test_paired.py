@@ -84,6 +84,31 @@ def test_only_cells_that_both_answered_count_and_any_split_gives_the_same_figure
         assert _rows(settings, split, kind) == _rows(settings, whole, kind)
 
 
+def test_the_effect_is_that_of_the_personas_for_whom_the_metric_is_defined(tmp_path):
+    recipe = scored_recipe(tmp_path)
+    settings = settings_of(recipe)
+    own, other = rows_of(recipe, taught(recipe.seed + 1)), rows_of(recipe, persona_blind(recipe))
+    people, items = people_and_items(recipe)
+    counted = {person.persona_id for person in people[::3]}
+    by_id = {item.item_id: item for item in items}
+    own_few = [
+        one
+        if one["persona_id"] in counted
+        else row(
+            next(p for p in people if p.persona_id == one["persona_id"]), by_id[one["item_id"]], disposition="error"
+        )
+        for one in own
+    ]
+    found = overall(settings, measure_bucket(settings, own_few, other))
+    alone = overall(
+        settings,
+        measure_bucket(settings, *([one for one in rows if one["persona_id"] in counted] for rows in (own, other))),
+    )
+    for name in METRICS:
+        assert found[name]["personas"] == len(counted)
+        assert found[name]["effect"] == pytest.approx(alone[name]["effect"])
+
+
 @pytest.mark.ray
 def test_two_runs_are_compared_by_the_command_whatever_their_shards(local_ray, tmp_path):
     files = []

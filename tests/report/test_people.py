@@ -65,6 +65,16 @@ def test_a_comparison_of_other_responses_is_named(compared):
     run.write_json("scores/human.json", stored)
 
 
+def test_a_comparison_of_fewer_responses_than_the_run_has_now_is_named(compared):
+    recipe, run, _, numbers = compared
+    assert numbers["human"]["is_stale"] is False
+    stored = run.read_json("scores/human.json")
+    run.write_json("scores/human.json", {**stored, "num_rows": stored["num_rows"] - 3})
+    stage.run(recipe, directory=run)
+    assert any("rests on other responses" in text for text in run.read_json("report.json")["warnings"])
+    run.write_json("scores/human.json", stored)
+
+
 def test_questions_of_a_battery_are_told_apart_by_how_they_end():
     same = "How much do you agree or disagree with this? "
     labels = short_labels({"a": f"{same}Voting matters", "b": f"{same}Voting is hard", "c": "Do you vote?", "d": "d"})

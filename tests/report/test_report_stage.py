@@ -2,12 +2,14 @@ import json
 import re
 import shutil
 
+import pyarrow as pa
 import pytest
 from toy_runs import toy_items, toy_personas, toy_recipe, toy_scores, write_run
 
 from polypersona.errors import StorageError
 from polypersona.report import stage
 from polypersona.report.paper import TABLE_II
+from polypersona.shardfile import read_shard, render_shard
 from polypersona.storage import RunDirectory, load_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028 & \"quoted\" 'text' <!--"
@@ -109,6 +111,24 @@ def test_a_run_without_scores_and_training_says_so(reported, tmp_path):
     assert "No scores were computed" in page
     assert "Table II" not in page
     assert copy.read_json("report.json")["table_iii"] == []
+
+
+def test_the_shares_of_how_cells_ended_are_of_the_cells_that_were_asked(tmp_path):
+    recipe = toy_recipe(tmp_path)
+    run = write_run(recipe, toy_personas(30), toy_items())
+    name = run.names("responses", ".parquet")[0]
+    table, footer = read_shard(run.read(name), name)
+    ends = table.column("disposition").to_pylist()
+    place = table.schema.get_field_index("disposition")
+    skipped = pa.array(["not_asked"] * 120 + ends[120:]).dictionary_encode()
+    run.write(name, render_shard(table.set_column(place, table.schema.field(place), skipped), footer))
+    stage.run(recipe)
+    ended = re.search(r"<caption>How the cells ended</caption>.*?</table>", run.read("report.html").decode(), re.DOTALL)
+    assert ">120<" in ended.group(0)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td.*?>.*?</td><td.*?>([\d.]*).*?</td></tr>', ended.group(0))
+    shares = {head: float(share) for head, share in rows if share}
+    assert shares["Quarantined"] == pytest.approx(100 * 3 / (30 * 12 - 120), abs=0.06)
+    assert sum(shares.values()) == pytest.approx(100, abs=0.2)
 
 
 def test_a_panel_run_shows_the_cards_of_its_panel(tmp_path):

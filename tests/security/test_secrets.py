@@ -21,6 +21,7 @@ from faulty_s3 import FaultyS3
 from polypersona.cli import main as program
 from polypersona.cli.failure import show_failure, show_thread_failure
 from polypersona.location import mask_environment
+from polypersona.storage import RunDirectory
 
 KEY_ID, SECRET, API_KEY = "AKIASHOWN0TO0NOBODY0", "wJalrXUtnFEMI/K7MDENG+bPxRfi", "sk-shown-to-nobody-0123456789"
 SECRETS = (KEY_ID, SECRET, quote(SECRET, safe=""), API_KEY)
@@ -122,6 +123,12 @@ def test_a_run_that_a_store_refuses_shows_no_key_anywhere(store: FaultyS3, tmp_p
     assert b"s3://***@bucket" in done.stderr
     kept = objects(out.replace("/x?", "/y?"))
     assert shown_in({"stdout": done.stdout, "stderr": done.stderr, **kept, **left_behind(ray_folder)}) == []
+
+
+def test_a_json_file_shows_no_key(tmp_path: Path) -> None:
+    run = RunDirectory.at(tmp_path)
+    run.write_json("a.json", {"captions": [f"of {URL}."]})
+    assert run.read_json("a.json") == {"captions": ["of s3://***@bucket/x."]}
 
 
 def test_a_foreign_traceback_at_the_top_shows_no_key(

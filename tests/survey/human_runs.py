@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from polypersona.ledger import Box, Ledger, item_key, shard_name
+from polypersona.population import item_hashes, load_population, panel_digests
 from polypersona.recipe import build_recipe
 from polypersona.records import Assignment, Item, Persona
 from polypersona.shardfile import Footer, render_shard
@@ -51,16 +52,20 @@ def write_run(
     shard_personas: int = 64,
     waves: int = 1,
     draws: int = 1,
+    sections: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
-    """Write run.json, the panel and the shards of a finished run."""
+    """Write run.json, the panel and the shards of a finished run; `sections` are further ones of its recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     panel = write_panel(folder / "panel.jsonl", personas)
     recipe = build_recipe(
-        {"name": "run", "out": str(folder), "panel": {"source": str(panel)}, "instrument": {"bank": str(codebook)}}
-    )
+        {"name": "run", "out": str(folder), "panel": {"source": str(panel)}, "instrument": {"bank": str(codebook)},
+         **(sections or {})}
+    )  # fmt: skip
     run = RunDirectory.at(folder / "run")
     keys = tuple(item_key(item.item_id) for item in items)
-    ledger = Ledger(shard_personas).extend(Box(len(personas), keys, waves, draws))
+    population = load_population(recipe, run)
+    digest = panel_digests(population.personas, [len(personas)])[len(personas)]
+    ledger = Ledger(shard_personas).extend(Box(len(personas), keys, waves, draws), digest)
     for number in range(ledger.num_shards):
         shard = ledger.shard(number)
         rows = [
@@ -74,7 +79,9 @@ def write_run(
         table = pa.Table.from_pylist(rows, schema=RESPONSE_SCHEMA)
         footer = Footer(FINGERPRINT, number, len(rows), len(rows), 0)
         run.write(f"responses/{shard_name(number, FINGERPRINT)}", render_shard(table, footer))
-    update_run(run, {"fingerprint": FINGERPRINT, "recipe": recipe.model_dump(mode="json"), "ledger": ledger.as_json()})
+    content = {"parts": {}, "items": item_hashes(population)}
+    stored = {"fingerprint": FINGERPRINT, "recipe": recipe.model_dump(mode="json"), "ledger": ledger.as_json()}
+    update_run(run, {**stored, "content": content})
     return run
 
 

@@ -46,6 +46,19 @@ def test_a_perfect_prediction_aligns_fully_and_a_constant_one_as_its_baseline(fi
     assert found.mean("flat", ["Q6"]) == pytest.approx(found.mean("uniform", ["Q6"]))
 
 
+def test_people_who_were_not_asked_for_a_demographic_are_in_none_of_its_groups(fifths):
+    survey, groupings, [held_out, *_] = fifths
+    book = replace(survey.codebook, not_asked=survey.codebook.not_asked | {"65"})
+    found = [
+        compare_holdout(one, groupings, ["Q6"], held_out, {}).cells for one in (survey, replace(survey, codebook=book))
+    ]
+    counts = [{cell.group: cell.n for cell in cells if cell.by == "ppage"} for cells in found]
+    aged = [age == "65" for age in survey.traits["ppage"]]
+    lost = int((np.array(aged) & held_out & survey.answers["Q6"].is_answered).sum())
+    assert lost > 0
+    assert counts[0]["60 or more"] - counts[1]["60 or more"] == lost
+
+
 def test_cells_of_fewer_than_five_people_are_left_out_and_counted(fifths):
     survey, groupings, _ = fifths
     few = np.zeros(survey.num_respondents, bool)

@@ -11,7 +11,7 @@ from polypersona.survey.alignment import align
 from polypersona.survey.codebook import codebook_items
 from polypersona.survey.codebook_checks import parse_codebook
 from polypersona.survey.microdata import load_survey
-from polypersona.survey.profiles import build_groupings, build_profiles
+from polypersona.survey.profiles import build_groupings, build_profiles, groups_of
 
 
 @pytest.fixture
@@ -48,11 +48,52 @@ def test_an_unknown_demographic_is_named_with_the_nearest(survey):
         build_groupings(survey, ["sexx"])
 
 
+def labels_of(profiles, *names):
+    (grouping,) = profiles.groupings
+    return [grouping.labels[profiles.members[profiles.of_persona[name], 0]] for name in names]
+
+
 def test_a_twin_has_its_respondents_groups_whatever_its_card_says(survey):
-    groupings = build_groupings(survey, ["sex"])
-    profiles = build_profiles(survey, groupings, [Persona("a", {"sex": "m"}), Persona("z", {"sex": "M"})])
-    label = [groupings[0].labels[profiles.members[profiles.of_persona[name], 0]] for name in ("a", "z")]
-    assert label == ["f", "m"]
+    personas = [Persona("a", {"sex": "m"}), Persona("b", {"sex": "M", "age": 45}), Persona("z", {"sex": "M"})]
+    profiles = build_profiles(survey, build_groupings(survey, ["sex"]), personas)
+    assert labels_of(profiles, "a", "b", "z") == ["f", "m", "m"]
+    assert profiles.twins == {"a": 0, "b": 1}
+    assert profiles.notes == ("2 of 3 personas are taken as twins of respondents by their id",)
+
+
+def test_ids_that_two_files_number_alike_make_no_twins(survey):
+    # Their ages are others than the respondents'; the sex agrees by chance.
+    personas = [Persona("a", {"sex": "f", "age": 70}), Persona("b", {"sex": "f"}), Persona("c", {"sex": "m"})]
+    profiles = build_profiles(survey, build_groupings(survey, ["sex"]), personas)
+    assert labels_of(profiles, "a", "b", "c") == ["f", "f", "m"]
+    assert profiles.twins == {}
+    assert profiles.notes == (
+        "3 of 3 personas have the id of a respondent, but 2 of their cards contradict the respondent: none is a twin",
+    )
+
+
+def test_personas_without_a_card_are_twins_by_their_id(survey):
+    personas = [Persona(name) for name in "abcd"]
+    profiles = build_profiles(survey, build_groupings(survey, ["sex"]), personas)
+    assert labels_of(profiles, *"abcd") == ["f", "m", "m", "f"]
+
+
+def test_a_cell_that_means_not_asked_is_in_no_band(tmp_path, book):
+    book["not_asked"] = ["", "99", "-1"]
+    del book["demographics"]["age"]["bands"]
+    for column in ("q1", "q2", "q3_1", "q3_2"):
+        book["items"][column]["unused"] = list(map(int, book["items"][column]["options"]))
+    path = tmp_path / "data.csv"
+    ages = [20, 30, 40, 50, 99, -1, 99, ""]
+    rows = [[f"r{row}", 1, age, "fm"[row % 2], *[""] * 4] for row, age in enumerate(ages)]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["id", "w", "age", "sex", "q1", "q2", "q3_1", "q3_2"], *rows])
+    survey = load_survey(str(path), parse_codebook(book)[0])
+    (grouping,) = build_groupings(survey, ["age"])
+    assert grouping.starts == (20, 30, 40)
+    assert groups_of(survey, grouping).tolist() == [0, 1, 2, 2, -1, -1, -1, -1]
+    profiles = build_profiles(survey, [grouping], [Persona("z", {"age": 20})])
+    assert [profiles.members[place, 0] for place in profiles.of_respondent] == [0, 1, 2, 2, -1, -1, -1, -1]
 
 
 def test_personas_of_no_group_are_counted(survey):

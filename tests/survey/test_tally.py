@@ -1,6 +1,7 @@
 """Sums of a run: exact whatever the sharding, clustered by persona, and equal to what a loop over rows gives."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -143,11 +144,29 @@ def test_a_grown_runs_later_draws_are_of_the_same_clusters(tmp_path):
     assert names == [{"00000", "00003"}, {"00001", "00004"}, {"00002", "00005"}]
 
 
-def test_weights_have_fewer_bits_where_squares_would_not_fit():
-    assert fixed_bits(3.0, 1, 400_000) == 16
-    bits = fixed_bits(5000.0, 200, 400_000)
+def test_weights_below_one_lose_no_precision(tmp_path, sides):
+    expected = arrays(tallied(tmp_path, sides, "one", 16, 200)[1])
+    codebook, human, personas, items, answers = sides
+    light = [replace(one, weight=one.weight / 4096) for one in personas]
+    _, tally = tallied(tmp_path, (codebook, human, light, items, answers), "light", 16, 200)
+    found = arrays(tally)
+    assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    total = sum(one.weight for one in light)
+    assert tally.moments(3).totals.sum() <= total * WAVES * DRAWS * (1 + 1e-6)
+    assert tally.moments(3).totals.sum() > total * WAVES * DRAWS * 0.8  # some refuse
+
+
+def test_the_fixed_points_step_follows_the_mean_weight():
+    for mean in (1.0, 0.3, 3.0, 1e-6, 5000.0):
+        step = 2.0 ** -fixed_bits(2 * mean, mean, 1, 400_000)
+        assert mean * 2**-17 <= step <= mean * 2**-16
+
+
+@pytest.mark.parametrize("largest", [5000.0, 1e6])
+def test_weights_have_fewer_bits_where_squares_would_not_fit(largest):
+    bits = fixed_bits(largest, 1.0, 200, 400_000)
     assert bits < 16
-    assert (5000.0 * 200 * 2**bits) ** 2 * 400_000 < 2**63
+    assert (largest * 200 * 2.0**bits) ** 2 * 400_000 < 2**63
 
 
 def frame_of(book, personas):

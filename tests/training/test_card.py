@@ -72,6 +72,13 @@ def test_the_card_says_base_data_leaks_settings_plan_time_and_both_licences(tmp_
     assert "| licence of the data's source | not recorded |" in render_card(training()).decode()
 
 
+def test_a_card_shows_no_key_of_a_store() -> None:
+    url = "s3://AKIA0123:secret0123@bucket/records.jsonl"
+    card = render_card(training(), {"origin": url}, {"caption": f"Answers from {url}.", "rows": []}).decode()
+    assert card.count("s3://***@bucket/records.jsonl") == 2
+    assert "secret0123" not in card
+
+
 def test_the_scores_of_the_step_that_was_kept_are_shown() -> None:
     best = {"metric": "loss", "value": 1.25, "step": 5}
     assert kept_entry(training(best=best))["eval_loss"] == 1.25

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +21,13 @@ from polypersona.examples import build_example
 from polypersona.models.loading import load_tokenizer
 from polypersona.recipe_sections import FinetuneSettings
 from polypersona.records import Assignment, Example, Item, Persona
-from polypersona.training.choices import QUESTIONS_PER_ROW, encode_choices, num_rows
+from polypersona.training.choices import QUESTIONS_PER_ROW, ChoiceRow, bound_sizes, encode_choices, num_rows
 from polypersona.training.encoding import collate
 from polypersona.training.job import TrainingJob
 from polypersona.training.loop import Listeners, Place, train
 from polypersona.training.sampling import draw_epoch, training_order
-from polypersona.training.trainable import build_trainable
+from polypersona.training.trainable import Trainable, build_trainable
+from polypersona.training.validation import validation_loss
 
 ITEMS = tuple(
     Item(f"i{number}", "survey", stem, "likert", options)
@@ -65,16 +68,37 @@ def make_job(base: Path) -> TrainingJob:
     return TrainingJob(str(base), str(base), SETTINGS, seed=3)
 
 
-def test_a_row_teaches_what_its_examples_teach_one_by_one(base: Path) -> None:
-    trainable = build_trainable(make_job(base), "cpu")
+@pytest.fixture(scope="module")
+def trainable(base: Path) -> Trainable:
+    """A model whose adapter has an effect."""
+    found = build_trainable(make_job(base), "cpu")
     with torch.no_grad():
-        for parameter in trainable.parameters:
+        for parameter in found.parameters:
             parameter.normal_(0, 0.2)
+    return found
+
+
+def test_a_row_teaches_what_its_examples_teach_one_by_one(base: Path, trainable: Trainable) -> None:
     tokenizer = load_tokenizer(str(base))
     rows = encode_choices(tokenizer, EXAMPLES, 512, seed=3)
     whole = sum(float(row.weight) / row.num_answer * _loss(trainable, row) for row in rows)
+    assert whole == pytest.approx(_loss_one_by_one(trainable, tokenizer, EXAMPLES), rel=1e-4)
+
+
+def test_the_validation_loss_is_the_mean_over_the_people_of_all_cards(base: Path, trainable: Trainable) -> None:
+    # Two cards, one of many people; the first three questions are theirs alone.
+    examples = [make_example(0, item, 0, 90.0) for item in ITEMS] + [make_example(1, item, 1) for item in ITEMS[3:]]
+    tokenizer = load_tokenizer(str(base))
+    rows = encode_choices(tokenizer, examples, 512, seed=3)
+    assert sorted(row.num_answer for row in rows) == [1, 2, 4]
+    mean = _loss_one_by_one(trainable, tokenizer, examples) / (5 * 90.0 + 2)
+    for batch_size in (1, 3):
+        assert validation_loss(trainable, rows, 0, batch_size) == pytest.approx(mean, rel=1e-4)
+
+
+def _loss_one_by_one(trainable: Trainable, tokenizer: Any, examples: Sequence[Example]) -> float:
     alone = 0.0
-    for example in EXAMPLES:
+    for example in examples:
         prompt = encode_prompt(tokenizer, example.messages[:-1])
         scores = []
         for label in example.metadata["options"]:
@@ -84,12 +108,12 @@ def test_a_row_teaches_what_its_examples_teach_one_by_one(base: Path) -> None:
             scores.append(sum(float(logits[len(prompt) - 1 + at, token]) for at, token in enumerate(option)))
         chosen = example.metadata["options"].index(example.metadata["label"])
         alone -= example.metadata["sampling_weight"] * float(torch.tensor(scores).log_softmax(0)[chosen])
-    assert whole == pytest.approx(alone, rel=1e-4)
+    return alone
 
 
-def _loss(trainable: object, row: object) -> float:
+def _loss(trainable: Trainable, row: ChoiceRow) -> float:
     with torch.no_grad():
-        return float(trainable.summed_loss(collate([row], 0)))  # type: ignore[attr-defined,list-item]
+        return float(trainable.summed_loss(collate([row], 0)))
 
 
 def test_a_card_is_computed_once_for_its_questions(base: Path) -> None:
@@ -134,3 +158,15 @@ def test_a_weighted_order_has_the_steps_of_a_plain_one_and_repeats_with_its_seed
     assert len(order) == len(training_order(lengths, 8, 5, 2)) == 80
     assert order == training_order(lengths, 8, 5, 2, weights) != training_order(lengths, 8, 6, 2, weights)
     assert sum(index >= 20 for index in order) == pytest.approx(76, abs=8)
+
+
+@pytest.mark.parametrize("show", ["labels", "letters"])
+def test_no_row_is_longer_than_its_bound(show: str) -> None:
+    examples = [make_example(n, item, n % len(item.options), show=show) for n in range(6) for item in ITEMS]
+    rows = encode_choices(load_tokenizer("tiny"), examples, 512, seed=3)
+    bound = bound_sizes(examples, "options", seed=3)
+    assert max(len(row.ids) for row in rows) <= bound.tokens
+    assert max(sum(map(len, one.options)) for row in rows for one in row.questions) <= bound.answer_tokens
+    assert bound.answer_tokens < bound.tokens < 4 * 512
+    alone = bound_sizes(examples, "tokens", seed=3)
+    assert alone.tokens < bound.tokens

@@ -12,9 +12,15 @@ from safetensors.torch import load_file
 from training_runs import make_examples, make_job, run_training
 
 from polypersona.errors import ModelError, RunFailedError
+from polypersona.models.loading import load_tokenizer
 from polypersona.records import Example
+from polypersona.training import loop
 from polypersona.training.artifacts import build_events, build_training
 from polypersona.training.card import render_card
+from polypersona.training.encoding import encode_examples
+from polypersona.training.sampling import training_order
+from polypersona.training.trainable import build_trainable
+from polypersona.training.validation import validation_loss
 
 
 def test_a_resumed_training_ends_bit_equal(base: Path, tmp_path: Path) -> None:
@@ -25,6 +31,10 @@ def test_a_resumed_training_ends_bit_equal(base: Path, tmp_path: Path) -> None:
     resumed, again = run_training(job, tmp_path / "resumed", saved[20])
     assert (resumed.first_step, sorted(again)) == (20, [25])
     assert resumed.log == whole.log
+    assert (resumed.tokens, whole.attempt_tokens) == (whole.tokens, whole.tokens)
+    rows = encode_examples(load_tokenizer(str(base)), make_examples(40), 256)
+    order = training_order(rows.lengths, 8, job.seed, 5)
+    assert resumed.attempt_tokens == sum(rows.lengths[index] for index in order[8 * 20 :])
     one, other = (load_file(folder[25] / "adapter_model.safetensors") for folder in (saved, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -88,6 +98,18 @@ def test_the_answers_to_validation_rows_are_scored_at_each_epoch_end(base: Path,
     assert not any("eval_bleu" in entry for entry in quiet.log)
 
 
+def test_a_validation_row_counts_by_its_weight(base: Path) -> None:
+    trainable = build_trainable(make_job(base), "cpu")
+    rows = encode_examples(load_tokenizer(str(base)), make_examples(4), 256).rows
+    weighted = [replace(row, weight=weight) for row, weight in zip(rows, (3.0, 1.0, 2.0, 0.0), strict=True)]
+    repeated = [row for row in weighted for _ in range(int(row.weight))]
+    alike = [replace(row, weight=1.0) for row in repeated]
+    for batch_size in (1, 4):
+        assert validation_loss(trainable, weighted, 0, batch_size) == pytest.approx(
+            validation_loss(trainable, alike, 0, batch_size), rel=1e-5
+        )
+
+
 def test_scoring_what_an_adapter_writes_does_not_change_it(base: Path, tmp_path: Path) -> None:
     adapters = []
     for rows in (0, 64):
@@ -108,9 +130,36 @@ def test_the_best_adapter_is_kept_and_training_stops_without_a_better_one(base: 
     assert outcome.best is not None
     assert outcome.is_stopped_early
     assert outcome.steps == outcome.best["step"] + 10 < 40
+    rows = encode_examples(load_tokenizer(str(base)), make_examples(40), 256)
+    order = training_order(rows.lengths, 8, job.seed, 8)
+    assert outcome.tokens == sum(rows.lengths[index] for index in order[: 8 * outcome.steps])
+    assert outcome.answer_tokens == sum(rows.rows[index].num_answer for index in order[: 8 * outcome.steps])
+    training = build_training(job, outcome, {"base": "abc"}, "f" * 16, {})
+    assert training["tokens_per_s"] == pytest.approx(outcome.tokens / outcome.seconds)
     whole, kept = run_training(make_job(base, best_metric="loss", **settings), tmp_path / "whole", validation=strange)
     last, ends = run_training(make_job(base, **settings), tmp_path / "last", validation=strange)
     assert (whole.steps, last.steps, last.best) == (40, 40, None)
     best, same, other = (load_file(folder[max(folder)] / "adapter_model.safetensors") for folder in (saved, kept, ends))
     assert all(torch.equal(best[name], same[name]) for name in best)
     assert not all(torch.equal(best[name], other[name]) for name in best)
+
+
+def test_a_best_metric_that_is_not_defined_yet_is_no_new_best(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[dict[str, float]] = [{}, {}, {"exact_agreement": 0.5}, {}, {}, {"exact_agreement": 0.9}]
+    monkeypatch.setattr(loop, "validation_scores", lambda *_: scores.pop(0))
+    job = make_job(base, epochs=6, best_metric="exact_agreement", patience=2)
+    outcome, _ = run_training(job, tmp_path)
+    assert outcome.best == {"metric": "exact_agreement", "value": 0.5, "step": 15}
+    assert (outcome.steps, outcome.is_stopped_early) == (25, True)
+
+
+def test_a_best_metric_that_is_never_defined_fails_the_training_at_its_end(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(loop, "validation_scores", lambda *_: asked.append(1) or {})
+    with pytest.raises(RunFailedError, match="'exact_agreement', which was not defined at any validation"):
+        run_training(make_job(base, epochs=3, best_metric="exact_agreement", patience=1), tmp_path)
+    assert len(asked) == 3

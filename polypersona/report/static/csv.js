@@ -79,7 +79,7 @@
           ...head.map((name, place) => [name, row[place]])]));
       });
       const heads = [...new Set(all.flatMap((row) => [...row.keys()]))];
-      save("answers to closed questions", [heads, ...all.map((row) => heads.map((name) => row.get(name) ?? ""))], "synthetic");
+      save("answers to closed questions", [heads, ...all.map((row) => heads.map((name) => row.get(name) ?? ""))], sourceOf(whole));
     });
   }
   window.polypersona = { save, offer };
