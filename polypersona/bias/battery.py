@@ -57,9 +57,10 @@ def run(recipe: Recipe, sample: int = DEFAULT_SAMPLE, against: RunDirectory | No
     everybody = load_population(recipe, directory)
     population = build_population(recipe, everybody, sample)
     weights = locate_weights(recipe, directory)
-    generate.run(battery_recipe(recipe), population, weights)
+    nested = RunDirectory.at(battery_recipe(recipe).location)
+    generate.run(battery_recipe(recipe), build_population(recipe, everybody, max(sample, _most_asked(nested))), weights)
     forms = {(item.item_id, item.variant): item for item in population.items}
-    battery, nested = Battery(forms), RunDirectory.at(battery_recipe(recipe).location)
+    battery = Battery(forms)
     asked = pa.array([persona.persona_id for persona in population.personas], pa.string())
     is_greedy = recipe.generate.temperature == 0
     for table in _blocks(nested, _FORM_COLUMNS):
@@ -111,6 +112,12 @@ def build_population(recipe: Recipe, everybody: Population, sample: int) -> Popu
     if recipe.generate.engine == "rules":
         forms = [form for form in forms if is_known_to_teacher(form)]
     return Population(tuple(order[:sample]), tuple(forms))
+
+
+def _most_asked(nested: RunDirectory) -> int:
+    """Return how many personas an earlier battery has begun to ask; a run does not shrink."""
+    layers = load_run(nested).get("ledger", {}).get("layers", [])
+    return max((int(layer["box"]["personas"]) for layer in layers), default=0)
 
 
 def drift_rows(now: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -56,6 +56,9 @@ def test_the_battery_is_answered_once_in_a_folder_of_its_own_and_adds_nothing_to
     fewer = battery.run(recipe, sample=60)
     assert json.dumps(fewer) == json.dumps(found)
     assert {row["personas"] for row in fewer["effects"]} == {60}
+    never_asked = battery.run(recipe, sample=50)
+    assert {row["personas"] for row in never_asked["effects"]} == {50}
+    assert {name: nested.read(name) for name in files} == files
 
 
 @pytest.mark.ray
