@@ -27,7 +27,7 @@ from polypersona.errors import (
     StorageError,
     TooManyQuarantinedError,
 )
-from polypersona.events import EventLog
+from polypersona.events import EventLog, read_events
 from polypersona.ledger import QUARANTINE, Ledger
 from polypersona.parquet import read_parquet
 from polypersona.population import Population
@@ -118,18 +118,37 @@ def open_session(
     facts: dict[str, Any] = {"round": round} if round else {}
     if weights.table is not None:
         facts |= {"adapters": weights.table.by_domain, "adapters_held": asdict(held)}
+    kinds = [pool.name for pool in plan.pools]
+    if before := other_kinds(directory, kinds):
+        reason = f"{' and '.join(before)} answered so far, and now {' and '.join(kinds)}"
+        log.write("reproducibility", session=job.session, declared="codes", reason=reason)
     log.write(
         "start",
         session=job.session,
         fingerprint=fingerprint,
         shards=len(pending),
         actors=asdict(plan.actors),
+        pools=kinds,
         max_hours=max_hours,
         **facts,
     )
     for warning in weights.warnings:
         log.write("warning", session=job.session, text=warning)
     return Session(job, plan, _in_order(ledger, pending, population), log)
+
+
+def other_kinds(directory: RunDirectory, kinds: Sequence[str]) -> list[str]:
+    """Return the kinds of place that earlier sessions answered on, where one of `kinds` is new; else none.
+
+    Kinds of GPU, and a CPU, round differently: their probabilities agree to a few digits and their bytes do not.
+    """
+    before = {
+        str(name)
+        for event in read_events(directory, "driver")
+        if event["event"] == "start"
+        for name in event.get("pools", ())
+    }
+    return sorted(before) if before and not before.issuperset(kinds) else []
 
 
 def _choose_held(weights: Weights, inventory: Inventory, frozen: Mapping[str, Any]) -> Decision[int]:

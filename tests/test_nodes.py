@@ -133,6 +133,36 @@ def test_a_node_that_is_killed_loses_no_committed_shard_and_its_death_is_no_atte
     assert [row["rows"] for row in first + rest] == [3] * 24
 
 
+def test_a_node_that_is_told_to_leave_is_no_longer_alive(cluster):
+    leaving, staying = add(cluster), add(cluster)
+    asked = [sys.executable, "-c", _ASK_ALIVE, cluster.address, leaving.node_id, staying.node_id]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["True", "True", "False", "True"], done.stderr
+
+
+_ASK_ALIVE = """
+import subprocess, sys, time
+from pathlib import Path
+import ray
+from polypersona.scheduling.inventory import is_alive
+address, leaving, staying = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+print(is_alive(leaving), is_alive(staying))
+subprocess.run(
+    [
+        Path(sys.executable).with_name("ray"), "drain-node", "--address", address, "--node-id", leaving,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the market wants it back",
+        "--deadline-remaining-seconds", "600",
+    ],
+    check=True, capture_output=True,
+)
+end = time.monotonic() + 30
+while is_alive(leaving) and time.monotonic() < end:
+    time.sleep(0.2)
+print(is_alive(leaving), is_alive(staying))
+"""
+
+
 def test_two_kinds_of_gpu_share_one_list_of_shards(cluster, tmp_path):
     for kind, gpus in (("T4", 1), ("H100", 2)):
         add(cluster, num_gpus=gpus, labels={ACCELERATOR: kind})

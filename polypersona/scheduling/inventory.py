@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -91,7 +92,10 @@ def here() -> str:
 
 
 def is_alive(node_id: str) -> bool:
-    """Return whether the cluster still counts a node among the living; a node nobody knows is not."""
+    """Return whether a node goes on; one that nobody knows does not, nor does one that is told to leave."""
+    # Ray's own preemption watcher asks the same; there is no public way to.
+    if node_id in ray_state.get_draining_nodes():
+        return False
     return any(node["NodeID"] == node_id for node in alive_nodes())
 
 
