@@ -35,7 +35,7 @@ from polypersona.splits import SPLITS_VERSION, Row, divide
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.teacher import ask_teacher, locate_teacher
 
-LOADER_VERSION = 1
+LOADER_VERSION = 2
 _ITEM_KEY = "item "
 _REJECTED = "dataset/rejected.jsonl"
 

@@ -22,7 +22,7 @@ from polypersona.content import content_parts, extend_ledger, fingerprint_of, ke
 from polypersona.engines.settings import Weights, base_shape, locate_weights, refuse_unsupported
 from polypersona.errors import PolypersonaError, RunFailedError
 from polypersona.ledger import Ledger, committed_shards, ledger_from, shard_name
-from polypersona.population import Population, item_hashes, load_population, panel_digests
+from polypersona.population import Population, item_hashes, load_population, panel_digests, refuse_misread_options
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.rounds import delete_leftovers
@@ -47,6 +47,7 @@ def run(recipe: Recipe, population: Population | None = None, weights: Weights |
         `seconds`, `skipped` (whether there was nothing to do), and `warnings` where there are any.
 
     Raises:
+        QuestionbankError: written answers could not be told apart.
         RecipeChangedError: the recipe would change the content of the run; nothing is touched.
         RunStoppedError: `generate.max_hours` were over; what is committed is kept, and run.json says `stopped`.
         TooManyQuarantinedError: finished, with more quarantined than `generate.max_quarantined`.
@@ -55,10 +56,13 @@ def run(recipe: Recipe, population: Population | None = None, weights: Weights |
     begin = time.monotonic()
     refuse_unsupported(recipe)
     directory = RunDirectory.at(recipe.location)
-    population = population or load_population(recipe, directory)
-    weights = weights or locate_weights(recipe, directory)
     stored = load_run(directory)
     is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))
+    if population is None:
+        population = load_population(recipe, directory)
+        if is_first:
+            refuse_misread_options(recipe, population.items)
+    weights = weights or locate_weights(recipe, directory)
     weights = choose_adapters(recipe, weights, population, {} if is_first else stored["frozen"])
     started = _start(recipe, stored, directory, population, weights, is_first=is_first)
     pending = sorted(set(range(started.ledger.num_shards)) - committed_shards(directory, started.fingerprint))

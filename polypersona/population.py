@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from polypersona.chatml import ShowOptions, card_attributes
+from polypersona.chatml import card_attributes
 from polypersona.errors import EngineError, PersonaError, QuestionbankError
 from polypersona.examples import example_item, example_persona, load_examples
 from polypersona.ledger import Asked, item_key
@@ -25,6 +25,8 @@ from polypersona.storage import RunDirectory
 
 # A set of options or a number as an answer has columns in the schema, but no engine gives one yet.
 UNANSWERABLE = ("multiple", "numeric")
+# Engines whose written answers are read back to an option; the others say which they mean.
+READ_ENGINES = ("packed", "vllm", "endpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
 
     Raises:
         PersonaError: the panel cannot be read, or two personas have one id.
-        QuestionbankError: the instrument cannot be read, or has options that `generate.closed: text` would confuse.
+        QuestionbankError: the instrument cannot be read.
         StorageError: `on: test` before the dataset stage.
         EngineError: an item of a response type that no engine answers.
     """
@@ -58,8 +60,6 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
         panel, instrument = load_panel(recipe.panel, recipe.seed), load_instrument(recipe.instrument)
         population = Population(tuple(panel.personas), tuple(instrument.items))
     _refuse_repeated_ids(population.personas)
-    if recipe.generate.closed == "text":
-        _refuse_misread_options(population.items, recipe.instrument.show_options)
     for item in population.items:
         if item.response_type in UNANSWERABLE:
             raise EngineError(
@@ -121,9 +121,16 @@ def _test_population(run: RunDirectory) -> Population:
     )
 
 
-def _refuse_misread_options(items: Iterable[Item], show: ShowOptions) -> None:
+def refuse_misread_options(recipe: Recipe, items: Iterable[Item]) -> None:
+    """Refuse closed items whose options a written answer would confuse, where engines write and are read.
+
+    Raises:
+        QuestionbankError: names the item and the option.
+    """
+    if recipe.generate.closed != "text" or recipe.generate.engine not in READ_ENGINES:
+        return
     for item in items:
-        for label, how in misread_options(item, show).items():
+        for label, how in misread_options(item, recipe.instrument.show_options).items():
             raise QuestionbankError(
                 f"Item {item.item_id!r}: the option {label!r} {how}, and generate.closed: text reads answers.",
                 "Set generate.closed: score, word the options differently, or leave the item out.",

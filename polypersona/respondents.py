@@ -24,7 +24,7 @@ from polypersona.survey.codebook import Codebook, Demographic, codebook_items
 from polypersona.survey.microdata import Outcome, Survey, load_human
 from polypersona.survey.profiles import Grouping, build_groupings
 
-RESPONDENTS_VERSION = 1
+RESPONDENTS_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ one adapter is planned and trained is the stage's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polypersona.errors import InfeasiblePlanError, PolypersonaError, RunFailedError
@@ -17,6 +18,7 @@ from polypersona.recipe import Recipe
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Inventory
 from polypersona.scheduling.packing import Demand, share_of
+from polypersona.scheduling.places import fewest_workers, within
 from polypersona.side_by_side import run_side_by_side
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.training.folder import summarise_training
@@ -48,7 +50,7 @@ def train_several(
     failures: dict[str, Exception] = {}
     if waiting:
         inventory = start_ray(recipe.cluster.limits)
-        plans = [_plan_beside(one, directory, inventory, len(waiting), _most_workers(recipe), plan) for one in waiting]
+        plans = [_plan_beside(one, directory, inventory, len(waiting), fewest_workers(recipe), plan) for one in waiting]
         by_name = {one.member.name: one for one in plans}
         _register(directory, "plan", {name: one.as_json for name, one in by_name.items()})
         log = EventLog(directory, "finetune")
@@ -88,19 +90,12 @@ def _plan_beside(
             continue
         tried.append(share)
         try:
-            return plan(one, directory, share)
+            member = replace(one.member, recipe=within(one.member.recipe, share))
+            return plan(replace(one, member=member), directory, share)
         except InfeasiblePlanError as error:
             refused = error
     assert refused is not None
     raise refused
-
-
-def _most_workers(recipe: Recipe) -> int | None:
-    """Return how many workers the recipe wants for a training, the most of a range; None where it leaves that open."""
-    asked = recipe.finetune.workers
-    if asked == "auto":
-        return None
-    return asked[1] if isinstance(asked, tuple) else asked
 
 
 def _demands(plans: Iterable[Planned]) -> list[Demand]:

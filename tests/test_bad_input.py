@@ -200,7 +200,16 @@ MISTAKES = {
     "checking a file that is no JSON": (broken_bank, ["bank", "check", "tea.json"], ["tea.json", "line 2"]),
     "options that a text would confuse": (
         codebook_with_signs,
-        ["generate", "recipe.yaml", "--set", "instrument.bank=codebook.json", "--set", "generate.closed=text"],
+        [
+            "generate",
+            "recipe.yaml",
+            "--set",
+            "instrument.bank=codebook.json",
+            "--set",
+            "generate.closed=text",
+            "--set",
+            "generate.engine=packed",
+        ],
         ["'tea'", "'2'", "told apart", "generate.closed: score"],
     ),
     "a domain that is none": (

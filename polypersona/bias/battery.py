@@ -32,7 +32,7 @@ from polypersona.rounds import current_quarantine
 from polypersona.storage import RunDirectory, load_run
 from polypersona.survey.inference import Z_95
 
-BIAS_VERSION = 1
+BIAS_VERSION = 2
 FOLDER = "bias"
 SCORES = "scores/bias.json"
 DEFAULT_SAMPLE = 100
@@ -115,8 +115,11 @@ def build_population(recipe: Recipe, everybody: Population, sample: int) -> Popu
 
 
 def _most_asked(nested: RunDirectory) -> int:
-    """Return how many personas an earlier battery has begun to ask; a run does not shrink."""
-    layers = load_run(nested).get("ledger", {}).get("layers", [])
+    """Return how many personas an earlier battery has asked; a run that has answers does not shrink."""
+    stored = load_run(nested)
+    if not committed_shards(nested, stored.get("fingerprint", "none yet")):
+        return 0
+    layers = stored.get("ledger", {}).get("layers", [])
     return max((int(layer["box"]["personas"]) for layer in layers), default=0)
 
 
@@ -156,6 +159,12 @@ def _read_battery(directory: RunDirectory) -> dict[str, Any]:
             f"There is no battery in {directory.path()}.", "Run `polypersona bias` with that run's recipe first."
         )
     found: dict[str, Any] = directory.read_json(SCORES)
+    if found.get("bias_version") != BIAS_VERSION:
+        raise StorageError(
+            f"The battery in {directory.path()} is of version {found.get('bias_version')}, whose effects mean "
+            f"something else than those of version {BIAS_VERSION}.",
+            "Run `polypersona bias` with that run's recipe again; nothing is asked twice.",
+        )
     return found
 
 

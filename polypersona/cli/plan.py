@@ -33,7 +33,7 @@ from polypersona.scheduling.estimate import (
 )
 from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
-from polypersona.scheduling.micro_batches import hardware_of, known_micro_batch
+from polypersona.scheduling.micro_batches import hardware_of, has_record, known_micro_batch
 from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.policy import Plan, build_plan
 from polypersona.scheduling.precision import MODEL_ENGINES
@@ -81,6 +81,10 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
     population = _load_population(recipe, run)
     work = _measure_work(recipe, run, population)
     shape, notes = _find_shape(recipe)
+    try:
+        most_micro_batch = _known_micro_batch(recipe, inventory, shape)
+    except StorageError as error:
+        most_micro_batch, notes = None, (*notes, str(error))
     plan = build_plan(
         recipe,
         inventory,
@@ -88,7 +92,7 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
         base_bytes(recipe),
         shape=shape,
         rows=_row_sizes(recipe, run),
-        most_micro_batch=_known_micro_batch(recipe, inventory, shape),
+        most_micro_batch=most_micro_batch,
     )
     plan = replace(plan, notes=notes)
     adapters = plan_adapters(recipe, inventory) if _is_tuned(recipe) else ()
@@ -115,17 +119,23 @@ def _is_tuned(recipe: Recipe) -> bool:
 
 def _row_sizes(recipe: Recipe, run: RunDirectory) -> RowSizes | None:
     """Return how long the rows of the dataset are; None where it is not there yet."""
-    if not run.exists(TRAIN):
+    loss = finetune_settings(recipe.finetune).loss
+    if not run.exists(TRAIN) or (loss == "options" and (has_several(recipe) or not _is_tuned(recipe))):
         return None
-    return bound_sizes(load_examples(run, "train"), finetune_settings(recipe.finetune).loss, recipe.seed)
+    return bound_sizes(load_examples(run, "train"), loss, recipe.seed)
 
 
 def _known_micro_batch(recipe: Recipe, inventory: Inventory, shape: ModelShape | None) -> int | None:
     """Return the most rows at once that this hardware was found to hold; None where nothing is known.
 
-    Records are by the hash of the weights, for which no hub is asked here.
+    Records are by the hash of the weights: it is taken only where this hardware has a record, and of no hub's model.
+
+    Raises:
+        StorageError: the file of records is damaged.
     """
     if shape is None or not _is_tuned(recipe) or has_several(recipe) or is_hub_id(locate_model(recipe.model.base)):
+        return None
+    if not has_record(hardware_of(inventory)):
         return None
     return known_micro_batch(memory_parts(recipe, model_hash(recipe.model.base, recipe.model.revision), inventory))
 

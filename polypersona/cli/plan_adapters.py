@@ -15,6 +15,7 @@ from polypersona.roster import Member, build_roster, has_several
 from polypersona.scheduling.machines import Inventory
 from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.packing import Demand, pack, share_of
+from polypersona.scheduling.places import fewest_workers, within
 from polypersona.scheduling.training_plan import TrainPlan, plan_training
 
 
@@ -83,12 +84,11 @@ def adapter_rows(turns: Sequence[AdapterTurn]) -> list[tuple[str, str, str]]:
 
 def _plan(member: Member, inventory: Inventory, count: int) -> TrainPlan:
     """Plan a training within the share of `count`, or within a larger one where it needs more than that has."""
-    asked = member.recipe.finetune.workers
-    workers = None if asked == "auto" else asked[1] if isinstance(asked, tuple) else asked
     shape, refused = _shape(member), None
     for beside in range(count, 0, -1):
+        share = share_of(inventory, beside, fewest_workers(member.recipe))
         try:
-            return plan_training(member.recipe, share_of(inventory, beside, workers), shape=shape)
+            return plan_training(within(member.recipe, share), share, shape=shape)
         except InfeasiblePlanError as error:
             refused = error
     assert refused is not None

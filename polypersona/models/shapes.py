@@ -99,6 +99,7 @@ def shape_of(model: Any) -> ModelShape:
     )
     return ModelShape(
         family=str(config.model_type),
+        is_stored_quantised=getattr(config, "quantization_config", None) is not None,
         stored_dtype={"float16": "fp16", "bfloat16": "bf16"}.get(str(config.dtype).removeprefix("torch."), "fp32"),
         hidden_size=hidden,
         num_layers=layers,

@@ -73,18 +73,19 @@ def plan_generation(
     """
     refuse_without_cpu(inventory)
     uses_model = recipe.generate.engine in MODEL_ENGINES
+    counted = None if shape is None or shape.is_stored_quantised else shape
     left_out: tuple[LeftOut, ...] = ()
     if uses_model:
         # A folder's files may hold more bits than 16.
-        size = weight_bytes if shape is None else bytes_of_weights(shape, "bf16", "none")
+        size = weight_bytes if counted is None else bytes_of_weights(counted, "bf16", "none")
         inventory, left_out = leave_out(inventory, demand_of(recipe, size, frozen))
     dtype = _frozen_or("dtype", frozen, lambda: choose_dtype(recipe, inventory))
     quantization = _frozen_or(
-        "quantization", frozen, lambda: choose_quantization(recipe, inventory, weight_bytes, shape, dtype.value)
+        "quantization", frozen, lambda: choose_quantization(recipe, inventory, weight_bytes, counted, dtype.value)
     )
     each = _actor_bytes(recipe, inventory, weight_bytes)
-    if each is not None and shape is not None:
-        each = _needed(recipe, inventory, shape, dtype.value, quantization.value, weight_bytes)
+    if each is not None and counted is not None:
+        each = _needed(recipe, inventory, counted, dtype.value, quantization.value, weight_bytes)
     actors = choose_actors(recipe, inventory, num_shards, weight_bytes, each)
     uses_gpus = uses_model and bool(inventory.gpus)
     cpus_per_actor = _cpus_per_actor(inventory, actors.value, is_alone=recipe.generate.engine == "vllm")

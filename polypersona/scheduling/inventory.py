@@ -72,13 +72,19 @@ def read_cluster(limits: Mapping[str, float] | None = None) -> Inventory:
         for node in alive
         if node["NodeID"] != here()
     }
-    # A driver that Ray itself has started sees none of the node's GPUs.
-    facts = {here(): probe_machine(_visible_gpus() or None)}
+    facts = {here(): _own_facts(next(node for node in alive if node["NodeID"] == here()))}
     for node_id, answer in asked.items():
         with contextlib.suppress(TaskUnschedulableError, NodeDiedError, WorkerCrashedError):  # it has left meanwhile
             facts[node_id] = ray.get(answer, timeout=PROBE_TIMEOUT_S)
     nodes = tuple(_cluster_node(node, facts[node["NodeID"]]) for node in alive if node["NodeID"] in facts)
     return limit_inventory(Inventory(nodes, f"a Ray cluster of {len(nodes)} node(s)"), limits or {})
+
+
+def _own_facts(listed: Mapping[str, Any]) -> Node:
+    """Return the facts of this node, of which the driver may see fewer GPUs than the cluster has."""
+    facts = probe_machine(_visible_gpus())
+    count = int(listed["Resources"].get("GPU", 0))
+    return facts if len(facts.gpus) + facts.unknown_gpus >= count else probe_machine()
 
 
 def alive_nodes() -> list[dict[str, Any]]:

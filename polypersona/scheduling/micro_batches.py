@@ -28,6 +28,15 @@ def hardware_of(inventory: Inventory) -> str:
     return " + ".join(sorted(kinds))
 
 
+def has_record(hardware: str) -> bool:
+    """Return whether anything is known of a kind of hardware, whatever was trained on it.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged.
+    """
+    return any(record["parts"].get("hardware") == hardware for record in _MICRO_BATCHES.load().values())
+
+
 def known_micro_batch(parts: Mapping[str, Any]) -> int | None:
     """Return the largest micro-batch that fitted where a larger one did not; None where nothing ran out of memory.
 

@@ -49,6 +49,8 @@ class ModelShape:
         num_other: parameters outside of linear layers' weights: embeddings, norms, biases, fused experts.
         lora_targets: names of the linear layers an adapter is attached to.
         unquantised: names of the linear layers that keep their precision where the others are quantised.
+        is_stored_quantised: whether the published weights are quantised already (AWQ, GPTQ and the like), so that their
+            size does not follow from the shape.
     """
 
     family: str
@@ -65,6 +67,7 @@ class ModelShape:
     num_other: int
     lora_targets: tuple[str, ...]
     unquantised: tuple[str, ...]
+    is_stored_quantised: bool = False
 
     @property
     def num_parameters(self) -> int:
@@ -181,6 +184,7 @@ def _build(
     return ModelShape(
         family=str(config["model_type"]),
         stored_dtype=_DTYPES.get(dtype, "fp32"),
+        is_stored_quantised=config.get("quantization_config") is not None,
         hidden_size=hidden,
         num_layers=int(config["num_hidden_layers"]),
         num_heads=_num_heads(config),

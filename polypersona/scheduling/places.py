@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypersona.errors import InfeasiblePlanError
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.scheduling.machines import GIB, Decision, Inventory, Node
 from polypersona.scheduling.pools import node_selector, nodes_by_kind, refuse_unknown_gpus
 
@@ -64,6 +66,26 @@ def choose_place(asked: Workers, inventory: Inventory, batch: int, memory_gb: fl
     if holders and sum(counts.values()) >= wanted:
         return _on_gpus(" and ".join(kinds), holders, {}, sum(counts.values()), least, most, batch, memory_gb)
     return _on_cpus(inventory, least, most, batch, memory_gb)
+
+
+def within(recipe: Recipe, inventory: Inventory) -> Recipe:
+    """Return the recipe of one of several trainings: of a range of workers it takes no more than its share can hold."""
+    asked = recipe.finetune.workers
+    if not isinstance(asked, tuple):
+        return recipe
+    least, most = asked
+    places = len(inventory.gpus) if len(inventory.gpus) >= least else int(inventory.cpus)
+    batch = finetune_settings(recipe.finetune).global_batch
+    workers = least, max(least, largest_divisor(batch, min(most, places)))
+    return recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"workers": workers})})
+
+
+def fewest_workers(recipe: Recipe) -> int | None:
+    """Return how many workers a training wants, the fewest of a range; None where the recipe leaves that open."""
+    asked = recipe.finetune.workers
+    if asked == "auto":
+        return None
+    return asked[0] if isinstance(asked, tuple) else asked
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -111,6 +111,9 @@ def _visible(rows: Sequence[list[str]], visible: str | None) -> list[list[str]]:
         return list(rows)
     shown = []
     for name in filter(None, (part.strip() for part in visible.split(","))):
+        if name.startswith("MIG-"):  # a part of a device, which is not listed
+            shown.append([name, "", "", "", name])
+            continue
         found = [row for index, row in enumerate(rows) if name == str(index) or row[-1].startswith(name)]
         if len(found) != 1:
             break

@@ -125,7 +125,11 @@ def bound_sizes(examples: Sequence[Example], loss: str, seed: int) -> RowSizes:
     for group in group_examples(examples, seed):
         posed = {_keys(examples[index])[1]: examples[index] for index in group}
         card = RowSizes.bound([next(iter(posed.values())).messages[:-2]]).tokens
-        questions = RowSizes.bound([[one.messages[-2] for one in posed.values()]]).tokens
+        asked = [one.messages[-2]["content"] for one in posed.values()]
+        differs = (place for place, letters in enumerate(zip(*asked, strict=False)) if len({*letters}) > 1)
+        shared = next(differs, min(map(len, asked)))
+        parts = [{"content": asked[0][:shared]}, *({"content": text[shared:]} for text in asked)]
+        questions = RowSizes.bound([parts]).tokens
         options = RowSizes.bound([[{"content": text} for one in posed.values() for text in choices.texts(one)]]).tokens
         tokens, answer = max(tokens, card + questions + options), max(answer, options)
     return RowSizes(tokens, answer)

@@ -11,9 +11,9 @@ from polypersona import generate
 from polypersona.bias import battery
 from polypersona.cli.main import cli
 from polypersona.errors import StorageError
-from polypersona.ledger import RESPONSES
+from polypersona.ledger import RESPONSES, Box, Ledger, shard_name
 from polypersona.recipe import build_recipe
-from polypersona.storage import RunDirectory
+from polypersona.storage import RunDirectory, update_run
 from polypersona.verify import verify
 
 
@@ -91,3 +91,19 @@ def test_the_command_prints_effects_and_the_drift_to_another_run(local_ray, tmp_
 def test_a_run_without_a_battery_is_no_measure_of_drift(tmp_path):
     with pytest.raises(StorageError, match="There is no battery"):
         battery.run(recipe_of(tmp_path), 10, RunDirectory.at(tmp_path / "nowhere"))
+
+
+def test_a_battery_of_another_version_is_not_compared_with(tmp_path):
+    run = RunDirectory.at(tmp_path / "run")
+    run.write_json("scores/bias.json", {"bias_version": battery.BIAS_VERSION - 1, "effects": [], "habits": []})
+    with pytest.raises(StorageError, match="of version 1, whose effects mean something else"):
+        battery.run(recipe_of(tmp_path), sample=10, against=run)
+
+
+def test_a_battery_that_answered_nothing_forces_its_size_on_none(tmp_path):
+    nested = RunDirectory.at(tmp_path / "bias")
+    ledger = Ledger(8).extend(Box(5000, ("a",)))
+    update_run(nested, {"fingerprint": "f00d", "ledger": ledger.as_json()})
+    assert battery._most_asked(nested) == 0
+    nested.write(f"responses/{shard_name(0, 'f00d')}", b"")
+    assert battery._most_asked(nested) == 5000

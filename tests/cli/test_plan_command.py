@@ -5,8 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from polypersona.cli.plan import make_plan
 from polypersona.cli.stages import plan_command
-from polypersona.recipe import load_recipe
+from polypersona.recipe import build_recipe, load_recipe
 from polypersona.scheduling.inventory import load_inventory
 from polypersona.scheduling.machines import GIB
 from polypersona.scheduling.micro_batches import hardware_of
@@ -101,3 +102,13 @@ def test_nothing_is_tuned_where_no_adapter_is_asked_for(recipe, cluster):
     said = plan(recipe, "--inventory", cluster, "--set", "model.adapter=none").output
     assert "nothing is tuned" in said
     assert "training workers" not in said
+
+
+def test_weights_are_read_only_where_something_is_known_of_the_hardware(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("polypersona.cli.plan.model_hash", lambda *_: pytest.fail("the weights were read"))
+    asked = build_recipe({"name": "x", "out": str(tmp_path), "panel": {"size": 8}})
+    assert make_plan(asked).plan.train.micro_batch.value >= 1
+    (tmp_path / "cache" / "polypersona").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache" / "polypersona" / "micro_batches.json").write_text("{")
+    assert any("micro_batches.json is damaged" in note for note in make_plan(asked).plan.notes)

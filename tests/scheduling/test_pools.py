@@ -1,5 +1,7 @@
 """pytest tests/scheduling/test_pools.py"""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +185,15 @@ def test_weights_stored_in_32_bits_are_not_quantised_where_they_fit_in_16():
     shape = load_shape("mistralai/Mistral-7B-Instruct-v0.3")
     a10 = Inventory((Node(8, 64 * GIB, (Gpu("A10", 24 * GIB, 8.6),)),))
     assert plan_generation(recipe(), a10, weight_bytes=28 * GIB, shape=shape).quantization.value == "none"
+
+
+def test_weights_that_are_stored_quantised_count_with_their_files():
+    shape = replace(load_shape("mistralai/Mistral-7B-Instruct-v0.3"), is_stored_quantised=True)
+    small = Inventory((Node(8, 64 * GIB, (Gpu("T4", 8 * GIB, 8.0),)),))
+    asked = recipe(generate={"engine": "vllm"})
+    plan = plan_generation(asked, small, weight_bytes=4 * GIB, shape=shape)
+    assert plan.quantization.value == "none"
+    again = plan_generation(asked, small, weight_bytes=4 * GIB, frozen=freeze_plan(asked, plan), shape=shape)
+    assert (again.quantization.value, again.left_out) == ("none", ())
+    unknown = plan_generation(asked, small, frozen=freeze_plan(asked, plan), shape=shape)
+    assert unknown.left_out == ()

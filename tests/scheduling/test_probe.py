@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from polypersona.scheduling import probe
+from polypersona.scheduling import inventory, probe
 from polypersona.scheduling.inventory import local_inventory
 from polypersona.scheduling.machines import GIB, Inventory, Node
 from polypersona.scheduling.micro_batches import hardware_of
@@ -77,3 +77,17 @@ def test_the_machine_is_one_kind_of_hardware_whatever_of_its_memory_is_free():
     assert 1 <= own.cpus <= len(os.sched_getaffinity(0))
     joined = Node(2, own.memory_bytes // 2, processor=own.processor, physical_bytes=own.physical_bytes)
     assert hardware_of(Inventory((joined,))) == hardware_of(Inventory((own,)))
+
+
+def test_a_part_of_a_device_is_of_unknown_kind(nvidia_smi):
+    assert names("MIG-3a1b,1") == (["T4"], 1)
+
+
+def test_a_driver_that_sees_fewer_devices_than_its_cluster_has_looks_at_all(nvidia_smi, monkeypatch):
+    for visible in ("", "1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        facts = inventory._own_facts({"Resources": {"GPU": 2.0}})
+        assert [gpu.name for gpu in facts.gpus] == ["NVIDIA A100", "NVIDIA T4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [gpu.name for gpu in inventory._own_facts({"Resources": {"GPU": 1.0}}).gpus] == ["NVIDIA T4"]
+    assert inventory._own_facts({"Resources": {}}).gpus[0].name == "NVIDIA T4"

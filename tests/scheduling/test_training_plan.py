@@ -13,6 +13,7 @@ from polypersona.models.shapes import CONFIGS, load_shape
 from polypersona.recipe import build_recipe
 from polypersona.recipe_sections import finetune_settings
 from polypersona.scheduling.machines import ACCELERATOR, GIB, MARKET, Gpu, Inventory, Node
+from polypersona.scheduling.places import fewest_workers, within
 from polypersona.scheduling.precision import LEAST_CAPABILITY
 from polypersona.scheduling.training_plan import RowSizes, plan_training
 
@@ -243,3 +244,17 @@ def test_rows_of_several_questions_are_planned_as_long_as_they_may_be():
     tokens = plan_training(recipe(finetune={"max_length": 512}), INVENTORIES["two cores"], shape=SHAPES["tiny"])
     assert bounded.memory_bytes < unbounded.memory_bytes
     assert tokens.memory_bytes < unbounded.memory_bytes
+
+
+def test_one_of_several_trainings_takes_of_a_range_what_its_share_holds():
+    two = Inventory((Node(8, 64 * GIB, (A100, A100)),))
+    for asked, places, workers in (
+        ((1, 4), two, (1, 2)),
+        ((4, 8), two, (4, 8)),  # too few GPUs: CPUs
+        ((1, 4), INVENTORIES["two cores"], (1, 2)),
+        (4, two, 4),
+        ("auto", two, "auto"),
+    ):
+        assert within(recipe(finetune={"workers": asked}), places).finetune.workers == workers
+        fewest = {"auto": None, 4: 4}.get(asked) if not isinstance(asked, tuple) else asked[0]
+        assert fewest_workers(recipe(finetune={"workers": asked})) == fewest
