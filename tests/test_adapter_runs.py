@@ -17,7 +17,7 @@ from polypersona.parquet import read_parquet
 from polypersona.recipe import Recipe
 from polypersona.storage import RunDirectory, load_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ADAPTERS = [{"name": f"{domain}-own", "domains": [domain]} for domain in DOMAINS]
 NAMES = [adapter["name"] for adapter in ADAPTERS]

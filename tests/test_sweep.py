@@ -16,7 +16,7 @@ from polypersona.parquet import read_parquet
 from polypersona.recipe import Recipe
 from polypersona.storage import RunDirectory, load_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = [f"{domain}-rank{rank}" for domain in DOMAINS for rank in (2, 4)]
 
