@@ -59,6 +59,8 @@ def remember_micro_batch(parts: Mapping[str, Any], micro_batch: int, reason: str
 def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     if int(stored["micro_batch"]) < 1:
         raise ValueError("a record holds no row")
+    if not isinstance(stored["parts"], Mapping):
+        raise TypeError("a record's parts are no mapping")
     return stored
 
 

@@ -110,5 +110,6 @@ def test_weights_are_read_only_where_something_is_known_of_the_hardware(tmp_path
     asked = build_recipe({"name": "x", "out": str(tmp_path), "panel": {"size": 8}})
     assert make_plan(asked).plan.train.micro_batch.value >= 1
     (tmp_path / "cache" / "polypersona").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache" / "polypersona" / "micro_batches.json").write_text("{")
-    assert any("micro_batches.json is damaged" in note for note in make_plan(asked).plan.notes)
+    for damaged in ("{", '{"format": 1, "micro_batches": {"a": {"micro_batch": 4}}}'):
+        (tmp_path / "cache" / "polypersona" / "micro_batches.json").write_text(damaged)
+        assert any("micro_batches.json is damaged" in note for note in make_plan(asked).plan.notes)
