@@ -10,6 +10,7 @@ from the start makes another model, and the one that was measured was worse: see
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,12 +28,29 @@ DEFAULTS = PretrainSettings()
 @click.option("--seed", default=DEFAULTS.seed, show_default=True)
 @click.option("--resume", default="", metavar="FOLDER", help="Go on from this model.")
 @click.option("--start", default=0.0, show_default=True, help="Share of the training at which to go on.")
+@click.option(
+    "--dtype", type=click.Choice(("bf16", "fp32")), default=DEFAULTS.dtype, show_default=True, help="Of products."
+)
 def main(
-    out: Path, interviews: int, learning_rate: float, batch: int, threads: int, seed: int, resume: str, start: float
+    out: Path,
+    interviews: int,
+    learning_rate: float,
+    batch: int,
+    threads: int,
+    seed: int,
+    resume: str,
+    start: float,
+    dtype: Literal["bf16", "fp32"],
 ) -> None:
     """Train tokenizer and weights and write the model's folder."""
     settings = PretrainSettings(
-        seed=seed, num_interviews=interviews, learning_rate=learning_rate, batch=batch, resume=resume, start=start
+        seed=seed,
+        num_interviews=interviews,
+        learning_rate=learning_rate,
+        batch=batch,
+        resume=resume,
+        start=start,
+        dtype=dtype,
     )
     pretrain(settings, out, threads=threads, report=click.echo)
     click.echo(out)

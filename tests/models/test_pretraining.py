@@ -32,7 +32,7 @@ from polypersona.simulator.corpus import interviews
 
 SETTINGS = PretrainSettings(
     seed=3, vocabulary=512, hidden=64, layers=2, heads=4, intermediate=128, num_interviews=80, turns=4, batch=4,
-    warmup_steps=4, tokenizer_interviews=60,
+    warmup_steps=4, tokenizer_interviews=60, dtype="fp32",
 )  # fmt: skip
 RUN = """
 import json, sys

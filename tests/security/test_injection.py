@@ -114,7 +114,7 @@ FAMILIES = {
         (">>QUESTION<<", ">>ANSWER<<", ">>TITLE<<"),
     ),
     "unlike_any": Family(
-        turns("@@", r"@@\n", r"§\n", r"@@assistant@@\n"), ("@@begin@@", "§"),
+        turns("@@", r"@@\n", r"‖\n", r"@@assistant@@\n"), ("@@begin@@", "‖"),
         ("@@system@@", "@@user@@", "@@assistant@@", "### Instruction:", "\N{BLACK STAR}"),
     ),
     "none": Family(None, ("<|im_start|>", "<|im_end|>")),
