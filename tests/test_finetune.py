@@ -183,6 +183,7 @@ def test_a_best_metric_that_no_validation_row_can_be_measured_for_is_refused_bef
     assert not (Path(run.location) / "train").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_training_ends_where_its_pace_cannot_be_remembered_and_an_event_says_why(
     trained: tuple[Recipe, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

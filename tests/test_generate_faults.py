@@ -70,6 +70,7 @@ def start_alone(recipe_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_what_fails_is_quarantined_with_its_reason_and_the_rest_is_committed(local_ray, tmp_path):
     failing = {0: "error", 1: "invalid", 2: "refusal", 5: "raise", 9: "crash", 11: "crash"}
@@ -132,6 +133,7 @@ def test_a_run_with_nothing_but_failures_fails_with_the_commonest_reason(local_r
     assert failed.value.exit_code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_whose_first_shards_all_fail_stops_early_and_can_go_on(local_ray, tmp_path):
     panel = write_panel(

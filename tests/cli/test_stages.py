@@ -93,6 +93,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(tmp_path, text, says):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_prints_the_plan_first_and_its_place_last(tmp_path):
     path = write_recipe(tmp_path)

@@ -18,6 +18,7 @@ def test_shards_of_one_block_are_read_together():
     assert blocks_of(ledger, [1, 3, 4], "f") == [[names[3]], [names[1], names[4]]]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_wave_that_was_added_later_meets_the_first_one(local_ray, tmp_path):
     def recipe(waves):

@@ -38,6 +38,7 @@ def test_encoders_are_one_a_gpu_or_one_a_cpu_as_far_as_memory_holds_them():
     assert (pool.actors.value, pool.num_gpus) == (1, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_any_sharding_gives_the_same_bytes_and_what_is_there_is_not_encoded_again(local_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(pairs, "PART_CHARACTERS", 8000)
