@@ -35,6 +35,7 @@ from benchmarks.bertscore import NUM_PAIRS as BERTSCORE_PAIRS  # noqa: E402
 from benchmarks.bertscore import bertscore, cache_folder, find_encoder  # noqa: E402
 from benchmarks.distribution import ROWS, distribution_10m  # noqa: E402
 from benchmarks.plain_scores import NUM_COUNTS, NUM_MEANS, PlainScores  # noqa: E402
+from polypersona.measurement import peak_rss_bytes  # noqa: E402
 from polypersona.metrics.base import IntArray, Metric, Pair, fixed  # noqa: E402
 from polypersona.metrics.bleu import CorpusBleu, NltkBleu, SentenceBleu  # noqa: E402
 from polypersona.metrics.distinct import NUM_FOLDS, Distinct, NgramSet  # noqa: E402
@@ -83,7 +84,7 @@ def score_shard(file: Path, keep_rows: bool) -> Scored:
     folds = [place % NUM_FOLDS for place in range(len(texts))]
     ngrams = tuple(metric.collect(texts, folds) for metric in SET_METRICS)
     cpu_s = time.process_time() - began
-    return Scored(rows.sum(axis=0), ngrams, rows if keep_rows else None, cpu_s, _peak_mb())
+    return Scored(rows.sum(axis=0), ngrams, rows if keep_rows else None, cpu_s, peak_rss_bytes() / 2**20)
 
 
 def score_plainly(files: list[Path]) -> Plain:
@@ -132,7 +133,7 @@ def text_metrics(scratch: Path, num_pairs: int, num_plain: int) -> dict[str, Any
     return {
         "text_metrics_speedup": plain.wall_s * scale / wall_s,
         "text_metrics_cpu_ratio": plain.cpu_s * scale / cpu_s,
-        "peak_mb": max(_peak_mb(), *(shard.peak_mb for shard in shards)),
+        "peak_mb": max(peak_rss_bytes() / 2**20, *(shard.peak_mb for shard in shards)),
         "text_metrics_s": wall_s,
         "text_metrics_cpu_s": cpu_s,
         "text_metrics_pairs": num_pairs,
@@ -153,12 +154,6 @@ def _read(file: Path) -> tuple[list[str], list[str]]:
 def _distinct_share(files: list[Path]) -> float:
     pairs = [hash(pair) for file in files for pair in zip(*_read(file), strict=True)]
     return len(set(pairs)) / len(pairs)
-
-
-def _peak_mb() -> float:
-    """Return this process's peak memory; getrusage would give a started process that of the one that started it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def test_one_split_is_tuned_scored_and_compared_with_the_people_who_were_held_ou
     }
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     split, _ = measure_split(str(tmp_path / "toy.yaml"), 1, tmp_path / "runs")
-    figures = summarise([split], ["q1"], ["q2"])
+    figures = summarise([split], ["q1"], ["q2"], 60.0)
     assert all(0 <= figures[f"{name}.alignment"] <= 1 for name in PREDICTORS)
     assert figures["tuned.alignment"] > figures["untuned.alignment"]
     assert figures["tuned.alignment"] > figures["uniform.alignment"] - 0.02
