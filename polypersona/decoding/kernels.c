@@ -10,20 +10,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16
+#define LANES 16 /* tokens of a block, and partial sums of a reduction, on any machine */
 #define BLOCK 32 /* queries that share one pass over a shared beginning */
 
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
-typedef int64_t wide __attribute__((vector_size(64), aligned(4)));
+/* A vector is as wide as a register: a compiler keeps wider ones in memory. */
+#ifdef __AVX512F__
+#define WIDTH 16
+#else
+#define WIDTH 8
+#endif
+#define PARTS (LANES / WIDTH)
+#define WHOLE(size) ((size) / LANES * LANES)
+
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int64_t wide __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
 #ifdef BF16
 typedef uint16_t num;
-typedef uint16_t nvec __attribute__((vector_size(32), aligned(2)));
-typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t nvec __attribute__((vector_size(2 * WIDTH), aligned(2)));
+typedef uint32_t uvec __attribute__((vector_size(4 * WIDTH), aligned(4)));
 static inline vec load(const num *from) {
-    uvec wide = __builtin_convertvector(*(const nvec *)from, uvec) << 16;
-    return (vec)wide;
+    uvec bits = __builtin_convertvector(*(const nvec *)from, uvec) << 16;
+    return (vec)bits;
 }
 static inline float get(num value) {
     union { uint32_t bits; float number; } both = {(uint32_t)value << 16};
@@ -70,40 +79,49 @@ static inline vec exp_vec(vec x) {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* scores[q][0..15] of `rows` queries and one block of keys. */
+/* scores[q][0..15] of `rows` queries and one block of keys: even dimensions, then odd ones added to them. */
 INLINE void score_tile(int rows, const float *queries, const num *keys, int size, float *scores, size_t stride) {
-    vec even[8], odd[8];
-    for (int i = 0; i < rows; i++) even[i] = odd[i] = spread(0);
-    for (int d = 0; d < size; d += 2) {
-        vec first = load(keys + d * LANES), second = load(keys + (d + 1) * LANES);
-        for (int i = 0; i < rows; i++) {
-            even[i] += queries[i * size + d] * first;
-            odd[i] += queries[i * size + d + 1] * second;
+    for (int odd = 0; odd < 2; odd++) {
+        vec sum[8][PARTS];
+        for (int i = 0; i < rows; i++)
+            for (int p = 0; p < PARTS; p++) sum[i][p] = spread(0);
+        for (int d = odd; d < size; d += 2) {
+            vec key[PARTS];
+            for (int p = 0; p < PARTS; p++) key[p] = load(keys + d * LANES + p * WIDTH);
+            for (int i = 0; i < rows; i++)
+                for (int p = 0; p < PARTS; p++) sum[i][p] += queries[i * size + d] * key[p];
         }
+        for (int i = 0; i < rows; i++)
+            for (int p = 0; p < PARTS; p++) {
+                vec *to = (vec *)(scores + i * stride + p * WIDTH);
+                *to = odd ? *to + sum[i][p] : sum[i][p];
+            }
     }
-    for (int i = 0; i < rows; i++) *(vec *)(scores + i * stride) = even[i] + odd[i];
 }
 
-/* out[q][0..16 wide) += weights[q][0..15] times one block of values. */
+/* out[q][0..WIDTH wide) += weights[q][0..15] times one block of values. */
 INLINE void mix_tile(int rows, int wide, const float *weights, size_t stride, const num *values, int size, float *out) {
     vec sum[8][4];
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < wide; j++) sum[i][j] = *(vec *)(out + i * size + j * LANES);
+        for (int j = 0; j < wide; j++) sum[i][j] = *(vec *)(out + i * size + j * WIDTH);
     for (int k = 0; k < LANES; k++) {
         vec value[4];
-        for (int j = 0; j < wide; j++) value[j] = load(values + k * size + j * LANES);
+        for (int j = 0; j < wide; j++) value[j] = load(values + k * size + j * WIDTH);
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < wide; j++) sum[i][j] += weights[i * stride + k] * value[j];
     }
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < wide; j++) *(vec *)(out + i * size + j * LANES) = sum[i][j];
+        for (int j = 0; j < wide; j++) *(vec *)(out + i * size + j * WIDTH) = sum[i][j];
 }
 
+/* Tiles hold as many sums as the machine has registers for. */
 static void score_block(const float *queries, int count, const num *keys, int size, float *scores, size_t stride) {
     int q = 0;
 #define TILES(rows) \
     for (; q + rows <= count; q += rows) score_tile(rows, queries + q * size, keys, size, scores + q * stride, stride);
+#if PARTS == 1
     TILES(8)
+#endif
     TILES(4)
     TILES(2)
     TILES(1)
@@ -117,38 +135,47 @@ static void mix_block(const float *weights, size_t stride, int count, const num 
         const float *from = weights + q * stride;                                                    \
         float *to = out + q * size;                                                                  \
         int d = 0;                                                                                   \
-        for (; d + wide * LANES <= size; d += wide * LANES)                                          \
+        for (; d + wide * WIDTH <= size; d += wide * WIDTH)                                          \
             mix_tile(rows, wide, from, stride, values + d, size, to + d);                            \
-        for (; d < size; d += LANES) mix_tile(rows, 1, from, stride, values + d, size, to + d);      \
+        for (; d < size; d += WIDTH) mix_tile(rows, 1, from, stride, values + d, size, to + d);      \
     }
+#if PARTS == 1
     TILES(8, 2)
+#endif
     TILES(4, 2)
     TILES(2, 4)
     TILES(1, 4)
 #undef TILES
 }
 
+/* The sum of 16 partial sums, in their order. */
+static inline float sum_of(const vec *total) {
+    float sum = 0;
+    for (int p = 0; p < PARTS; p++)
+        for (int i = 0; i < WIDTH; i++) sum += total[p][i];
+    return sum;
+}
+
 static void soften(float *row, int length) {
     int whole = (length + LANES - 1) / LANES * LANES;
     for (int k = length; k < whole; k++) row[k] = -INFINITY;
     vec high = *(vec *)row;
-    for (int k = LANES; k < whole; k += LANES) {
+    for (int k = WIDTH; k < whole; k += WIDTH) {
         vec part = *(vec *)(row + k);
         ivec above = part > high;
         high = (vec)(((ivec)part & above) | ((ivec)high & ~above));
     }
     float most = high[0];
-    for (int i = 1; i < LANES; i++) most = high[i] > most ? high[i] : most;
-    vec total = {};
-    for (int k = 0; k < whole; k += LANES) {
-        vec part = exp_vec(*(vec *)(row + k) - most);
-        *(vec *)(row + k) = part;
-        total += part;
-    }
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += total[i];
-    float share = 1.0f / sum;
-    for (int k = 0; k < whole; k += LANES) *(vec *)(row + k) *= share;
+    for (int i = 1; i < WIDTH; i++) most = high[i] > most ? high[i] : most;
+    vec total[PARTS] = {};
+    for (int k = 0; k < whole; k += LANES)
+        for (int p = 0; p < PARTS; p++) {
+            vec part = exp_vec(*(vec *)(row + k + p * WIDTH) - most);
+            *(vec *)(row + k + p * WIDTH) = part;
+            total[p] += part;
+        }
+    float share = 1.0f / sum_of(total);
+    for (int k = 0; k < whole; k += WIDTH) *(vec *)(row + k) *= share;
 }
 
 /* What a query sees: `shared_length` tokens of a shared beginning, `own_length` tokens of its own region, then
@@ -223,7 +250,7 @@ void attend(const num *queries, int64_t stride, num *out, const struct sight *si
             for (int head = 0; head < key_heads; head++) {
                 const num *from = queries + (begin + q / repeat) * stride + (head * repeat + q % repeat) * size;
                 float *to = b.asked + ((size_t)head * count + q) * size;
-                for (int d = 0; d < size; d += LANES) *(vec *)(to + d) = load(from + d) * scale;
+                for (int d = 0; d < size; d += WIDTH) *(vec *)(to + d) = load(from + d) * scale;
             }
         score_region(&b, 0, count, shared_keys, first->shared, shared, shared_capacity, 0);
         for (int from = begin, to; from < end; from = to) {
@@ -249,7 +276,7 @@ void attend(const num *queries, int64_t stride, num *out, const struct sight *si
             for (int head = 0; head < key_heads; head++) {
                 num *to = out + ((size_t)(begin + q / repeat) * heads + head * repeat + q % repeat) * size;
                 const float *from = b.mixed + ((size_t)head * count + q) * size;
-                for (int d = 0; d < size; d += LANES) store(to + d, *(const vec *)(from + d));
+                for (int d = 0; d < size; d += WIDTH) store(to + d, *(const vec *)(from + d));
             }
     }
 }
@@ -266,7 +293,7 @@ void turn_and_store(num *packed, const struct sight *sights, int tokens, int hea
         for (int head = 0; head < heads + key_heads; head++) {
             num *x = row + head * size;
             int d = 0;
-            for (; d + LANES <= half; d += LANES) {
+            for (; d < WHOLE(half); d += WIDTH) {
                 vec a = load(x + d), b = load(x + d + half), cos = *(const vec *)(c + d), sin = *(const vec *)(s + d);
                 store(x + d, a * cos - b * sin);
                 store(x + d + half, b * cos + a * sin);
@@ -294,22 +321,25 @@ void add_and_norm(num *states, const num *added, const num *weight, num *out, in
     for (int t = 0; t < tokens; t++) {
         num *row = states + (size_t)t * size, *to = out + (size_t)t * size;
         const num *more = added ? added + (size_t)t * size : NULL;
-        vec total = {};
+        vec total[PARTS] = {};
         float rest = 0;
         int d = 0;
-        for (; d + LANES <= size; d += LANES) {
-            if (more) store(row + d, load(row + d) + load(more + d));
-            vec part = load(row + d);
-            total += part * part;
-        }
+        for (; d < WHOLE(size); d += LANES)
+            for (int p = 0; p < PARTS; p++) {
+                num *at = row + d + p * WIDTH;
+                if (more) store(at, load(at) + load(more + d + p * WIDTH));
+                vec part = load(at);
+                total[p] += part * part;
+            }
         for (; d < size; d++) {
             if (more) row[d] = put(get(row[d]) + get(more[d]));
             rest += get(row[d]) * get(row[d]);
         }
-        for (int i = 0; i < LANES; i++) rest += total[i];
+        for (int p = 0; p < PARTS; p++)
+            for (int i = 0; i < WIDTH; i++) rest += total[p][i];
         float share = 1.0f / sqrtf(rest / size + epsilon);
-        for (d = 0; d + LANES <= size; d += LANES) {
-            num rounded[LANES];
+        for (d = 0; d < WHOLE(size); d += WIDTH) {
+            num rounded[WIDTH];
             store(rounded, load(row + d) * share);
             store(to + d, load(rounded) * load(weight + d));
         }
@@ -323,7 +353,7 @@ void gate(const num *both, num *out, int tokens, int size) {
         const num *g = both + (size_t)t * 2 * size, *u = g + size;
         num *to = out + (size_t)t * size;
         int d = 0;
-        for (; d + LANES <= size; d += LANES) {
+        for (; d < WHOLE(size); d += WIDTH) {
             vec x = load(g + d), y = load(u + d);
             ivec negative = x < 0.0f;
             vec small = exp_vec((vec)((ivec)x & negative) - (vec)((ivec)x & ~negative)); /* exp(-|x|) */
@@ -367,7 +397,7 @@ static float bound(const num *row, int size, int count, float *maxima) {
     int width = size / depth / LANES * LANES;
     if (depth < 2 || width < count) return -INFINITY;
     ivec sound = spread(0) < INFINITY;
-    for (int at = 0; at < width; at += LANES) {
+    for (int at = 0; at < width; at += WIDTH) {
         vec high = load(row + at);
         sound &= high < INFINITY;
         for (int slice = 1; slice < depth; slice++) {
@@ -380,7 +410,7 @@ static float bound(const num *row, int size, int count, float *maxima) {
     }
     for (int at = depth * width; at < size; at++)
         if (!(get(row[at]) < INFINITY)) return NAN;
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < WIDTH; i++)
         if (!sound[i]) return NAN;
     return select_largest(maxima, width, count - 1);
 }
@@ -418,11 +448,12 @@ void draw(const num *logits, int64_t stride, int rows, int size, int top_k, doub
         int count = 0, above = 0, id = 0, is_finite = 1;
         tokens[r] = -1;
         if (floor != floor) continue;
-        for (; floor > -INFINITY && id + LANES <= size; id += LANES) {
+        for (; floor > -INFINITY && id + WIDTH <= size; id += WIDTH) {
             wide reached = (wide)(load(row + id) >= floor);
-            if (!(reached[0] | reached[1] | reached[2] | reached[3] | reached[4] | reached[5] | reached[6] | reached[7]))
-                continue;
-            for (int i = id; i < id + LANES; i++)
+            int64_t any = 0;
+            for (int i = 0; i < WIDTH / 2; i++) any |= reached[i];
+            if (!any) continue;
+            for (int i = id; i < id + WIDTH; i++)
                 if (get(row[i]) >= floor) {
                     found[count] = get(row[i]);
                     choices[count++].id = i;
