@@ -22,6 +22,7 @@ from polypersona.errors import (
 )
 from polypersona.events import EventLog, read_events
 from polypersona.examples import build_example, render_examples
+from polypersona.fingerprint import diff
 from polypersona.models.loading import load_model
 from polypersona.recipe import Recipe, build_recipe
 from polypersona.records import Item, Persona
@@ -242,6 +243,16 @@ def test_a_broken_validation_split_is_not_taken_for_an_empty_one(tmp_path: Path)
     run.write("dataset/validation.jsonl", b"{\n")
     with pytest.raises(DatasetError, match=r"validation\.jsonl, line 1"):
         load_validation(run)
+
+
+def test_an_adapter_follows_from_the_norm_that_gradients_are_scaled_down_to(tmp_path: Path) -> None:
+    from polypersona.training.folder import training_content
+
+    recipes = [make_recipe(tmp_path, "tiny"), make_recipe(tmp_path, "tiny", max_grad_norm=1)]
+    run = RunDirectory.at(recipes[0].location)
+    write_dataset(run)
+    contents = [training_content(recipe, run) for recipe in recipes]
+    assert diff(*contents) == ["finetune.max_grad_norm: 0.3 → 1.0"]
 
 
 def test_a_recipe_that_brings_its_own_adapter_is_not_trained(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from training_runs import make_examples, make_job, run_training
 
 from polypersona.errors import ModelError, RunFailedError
 from polypersona.models.loading import load_tokenizer
+from polypersona.recipe import build_recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.records import Example
 from polypersona.training import loop
 from polypersona.training.artifacts import build_events, build_training
@@ -63,6 +65,23 @@ def test_a_quantised_base_trains_in_bf16(quantization: Any, base: Path, tmp_path
     assert outcome.log[-1]["loss"] < outcome.log[0]["loss"]
     weights = load_file(saved[10] / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_that_the_recipe_allows(base: Path, tmp_path: Path) -> None:
+    norms, adapters = {}, {}
+    for most in (0.3, 1e-9):
+        recipe = build_recipe({"name": "x", "panel": {"size": 3}, "finetune": {"max_grad_norm": most}})
+        job = make_job(base, max_grad_norm=finetune_settings(recipe.finetune).max_grad_norm, epochs=1, dropout=0.0)
+        outcome, saved = run_training(job, tmp_path / str(most))
+        norms[most] = [entry["grad_norm"] for entry in outcome.log]
+        adapters[most] = load_file(saved[5] / "adapter_model.safetensors")
+    assert norms[0.3][0] == norms[1e-9][0] > 0.3  # the log has the norm before
+    # Adam divides by the size of the gradients, except where they are as small as its ε of 1e-8.
+    largest = {
+        most: max(float(one.abs().max()) for name, one in found.items() if "lora_B" in name)
+        for most, found in adapters.items()
+    }
+    assert 0 < largest[1e-9] < 0.5 * largest[0.3]
 
 
 def test_a_loss_that_is_no_number_stops_the_training(base: Path, tmp_path: Path) -> None:
