@@ -35,7 +35,7 @@ from polypersona.fingerprint import digest_of
 from polypersona.ledger import Ledger, committed_shards
 from polypersona.location import mask_secrets
 from polypersona.measurement import Measured, Request, measure
-from polypersona.population import Population, item_hashes, load_population
+from polypersona.population import Population, item_hashes, load_population, refuse_idle_panel
 from polypersona.recipe import Recipe
 from polypersona.records import seed_from
 from polypersona.response_table import AskedCell
@@ -80,6 +80,7 @@ def run(
     """
     _refuse_endpoint(recipe)
     refuse_unsupported(recipe)
+    refuse_idle_panel(recipe)
     load_calibrations()  # a damaged file is named before the work
     directory = RunDirectory.at(recipe.location)
     population = load_population(recipe, directory)

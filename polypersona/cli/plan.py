@@ -18,7 +18,7 @@ from polypersona.ledger import Ledger, committed_shards, ledger_from
 from polypersona.models.location import is_hub_id, locate_model, model_hash
 from polypersona.models.shapes import load_shape
 from polypersona.planned_training import memory_parts
-from polypersona.population import Population, load_population
+from polypersona.population import Population, load_population, refuse_idle_panel
 from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
@@ -75,6 +75,7 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
         InfeasiblePlanError: nothing fits the inventory.
     """
     refuse_unsupported(recipe)
+    refuse_idle_panel(recipe)
     limits = recipe.cluster.limits
     inventory = limit_inventory(load_inventory(inventory_path), limits) if inventory_path else read_inventory(limits)
     run = RunDirectory.at(recipe.location)
