@@ -199,6 +199,31 @@ def test_a_training_ends_where_its_pace_cannot_be_remembered_and_an_event_says_w
     assert "cannot be written" in told["error"]
 
 
+@pytest.mark.ray
+def test_damaged_records_of_earlier_trainings_are_kept_aside_and_stop_no_training(
+    trained: tuple[Recipe, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polypersona import finetune
+
+    folder = tmp_path / "cache" / "polypersona"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = [folder / name for name in ("micro_batches.json", "training_paces.json")]
+    for file in files:
+        file.write_text("{")
+    recipe = make_recipe(tmp_path, trained[0].model.base, epochs=5)
+    run = RunDirectory.at(recipe.location)
+    write_dataset(run)
+    summary = finetune.run(recipe)
+    assert summary["steps"] == 20
+    kept = [f"{file}.damaged" for file in files]
+    assert [one["kept_as"] for one in read_events(run) if one["event"] == "records_set_aside"] == kept
+    assert [Path(path).read_text() for path in kept] == ["{", "{"]
+    assert [kept[place] in warning for place, warning in enumerate(summary["warnings"])] == [True, True]
+    [told] = [one for one in read_events(run) if one["event"] == "pace_remembered"]
+    assert told["file"] == str(files[1])
+
+
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_a_micro_batch_that_cannot_be_remembered_is_an_event(
     is_damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -112,4 +112,6 @@ def test_weights_are_read_only_where_something_is_known_of_the_hardware(tmp_path
     (tmp_path / "cache" / "polypersona").mkdir(parents=True, exist_ok=True)
     for damaged in ("{", '{"format": 1, "micro_batches": {"a": {"micro_batch": 4}}}'):
         (tmp_path / "cache" / "polypersona" / "micro_batches.json").write_text(damaged)
-        assert any("micro_batches.json is damaged" in note for note in make_plan(asked).plan.notes)
+        [note] = [one for one in make_plan(asked).plan.notes if "micro_batches.json is damaged" in one]
+        assert note.endswith("Delete it, or leave it: the next training keeps it aside and begins a new one.")
+        assert (tmp_path / "cache" / "polypersona" / "micro_batches.json").read_text() == damaged
