@@ -26,6 +26,7 @@ from polypersona.fingerprint import diff
 from polypersona.models.loading import load_model
 from polypersona.recipe import Recipe, build_recipe
 from polypersona.records import Item, Persona
+from polypersona.scheduling.probe import probe_host
 from polypersona.storage import RunDirectory, load_run
 
 NUM_TRAIN, NUM_VALIDATION = 32, 6
@@ -95,6 +96,11 @@ def test_training_json_records_what_was_done(trained: tuple[Recipe, dict[str, An
     assert "synthetic" in (folder / "README.md").read_text()
     assert "| prompts cut at the head | 0, to 256 tokens a row |" in (folder / "README.md").read_text()
     assert list((folder / "tensorboard").glob("events.*"))
+    [attempt] = training["attempts"]
+    [machine] = attempt["machines"]
+    assert (attempt["step"], attempt["workers"], attempt["seconds"]) == (0, 1, training["seconds"])
+    assert (machine["processor"], machine["nodes"], machine["workers"]) == (probe_host().processor, 1, 1)
+    assert f"| hardware | 1 node ({probe_host().processor}, " in (folder / "README.md").read_text()
     assert not (Path(recipe.location) / "train").exists()
     assert load_run(RunDirectory.at(recipe.location))["stages"]["finetune"]["steps"] == 8
 
@@ -150,6 +156,9 @@ def test_two_workers_end_with_the_adapter_of_one(trained: tuple[Recipe, dict[str
     for one in (alone, paired):
         write_dataset(RunDirectory.at(one.location))
         assert finetune.run(one)["world_size"] == one.finetune.workers
+        training = RunDirectory.at(one.location).read_json("adapter/training.json")
+        [machine] = training["attempts"][-1]["machines"]
+        assert (machine["nodes"], machine["workers"]) == (1, one.finetune.workers)
         adapters.append(load_file(Path(one.location) / "adapter" / "adapter_model.safetensors"))
     assert max(float((adapters[0][name] - adapters[1][name]).abs().max()) for name in adapters[0]) <= 1e-5
 

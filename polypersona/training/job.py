@@ -47,8 +47,9 @@ class Outcome:
     `seconds` and `attempt_tokens` are this attempt's; the other token counts are of all steps. Padding is excluded.
     `num_shortened` prompts, of training and validation, were longer than a row may be and lost their head. `batch_size`
     and `accumulation` are those of the last step of the first worker. `shortages` are its changes of the micro-batch
-    for want of memory. `best` says which step's adapter was kept and why, None for the last one's. `is_stopped_early`
-    says that `steps` is less than was planned, because validation no longer improved.
+    for want of memory. `attempts` are all starts, as `checkpoints.State` has them. `best` says which step's adapter was
+    kept and why, None for the last one's. `is_stopped_early` says that `steps` is less than was planned, because
+    validation no longer improved.
     """
 
     log: tuple[dict[str, float], ...]
@@ -66,5 +67,6 @@ class Outcome:
     targets: tuple[str, ...]
     targets_inferred: bool
     shortages: tuple[dict[str, Any], ...] = ()
+    attempts: tuple[dict[str, Any], ...] = ()
     best: dict[str, Any] | None = None
     is_stopped_early: bool = False

@@ -41,6 +41,24 @@ def test_a_resumed_training_ends_bit_equal(base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_every_start_is_kept_with_what_it_ran_on_and_how_long(base: Path, tmp_path: Path) -> None:
+    job = make_job(base, epochs=5)
+    here, there = ({"node": name, "processor": name, "cpus": 2.0} for name in ("here", "there"))
+    whole, saved = run_training(job, tmp_path / "first", machine=here)
+    assert whole.attempts == ({"step": 0, "workers": 1, "seconds": whole.seconds, "machines": [kind(here)]},)
+    resumed, again = run_training(job, tmp_path / "second", saved[20], machine=there)
+    first, second = resumed.attempts
+    assert (first["step"], first["machines"]) == (0, [kind(here)])
+    assert 0 < first["seconds"] < whole.seconds
+    assert second == {"step": 20, "workers": 1, "seconds": resumed.seconds, "machines": [kind(there)]}
+    ended, _ = run_training(job, tmp_path / "third", again[25])
+    assert [one["step"] for one in ended.attempts] == [0, 20]  # nothing was left to train
+
+
+def kind(machine: dict[str, Any]) -> dict[str, Any]:
+    return {"processor": machine["processor"], "cpus": machine["cpus"], "nodes": 1, "workers": 1}
+
+
 def test_the_loss_falls_and_validation_is_measured_at_each_epoch_end(base: Path, tmp_path: Path) -> None:
     outcome, _ = run_training(make_job(base), tmp_path)
     assert [entry["step"] for entry in outcome.log if "eval_loss" in entry] == [5, 10]
