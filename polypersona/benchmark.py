@@ -136,9 +136,15 @@ def as_it_is_now(recipe: Recipe, directory: RunDirectory) -> tuple[Recipe, tuple
 
 def frozen_values(recipe: Recipe, plan: GeneratePlan, directory: RunDirectory) -> dict[str, Any]:
     """Return what a start of generate would use: the run's frozen values once it has a shard, else the plan's."""
+    begun = begun_with(directory)
+    return freeze_plan(recipe, plan) if begun is None else begun
+
+
+def begun_with(directory: RunDirectory) -> dict[str, Any] | None:
+    """Return what a run's first start of generate has frozen; None before it has a shard."""
     stored = load_run(directory)
     has_begun = committed_shards(directory, stored.get("fingerprint", "none yet"))
-    return dict(stored["frozen"]) if has_begun else freeze_plan(recipe, plan)
+    return dict(stored["frozen"]) if has_begun else None
 
 
 def workload_parts(

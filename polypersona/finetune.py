@@ -20,7 +20,7 @@ from polypersona.errors import DatasetError, RecipeError, StorageError
 from polypersona.events import EventLog
 from polypersona.models.location import TINY, is_hub_id, locate_model
 from polypersona.models.shapes import load_shape
-from polypersona.planned_training import Found, Planned, memory_parts
+from polypersona.planned_training import Found, Planned, frozen_plan, memory_parts, settled_precision
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import FinetuneSettings, finetune_settings
 from polypersona.roster import ALONE, Member, build_roster, has_several
@@ -67,16 +67,14 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.adapter != ALONE:
         return {"skipped": True, "reason": f"model.adapter is {recipe.model.adapter!r}"}
     directory = RunDirectory.at(recipe.location)
-    frozen = load_run(directory).get("plan", {}).get("finetune", {})
+    stored = load_run(directory)
+    found = [_find(one, directory, frozen_plan(stored, one)) for one in build_roster(recipe)]
     if has_several(recipe):
-        frozen = frozen.get("adapters", {})
-        found = [_find(one, directory, frozen.get(one.name, {})) for one in build_roster(recipe)]
         warnings = _set_aside_damaged(directory) if any(one.training is None for one in found) else {}
         return {**train_several(recipe, directory, found, _plan, _train), **warnings}
-    [member] = build_roster(recipe)
-    only = _find(member, directory, frozen)
+    [only] = found
     if only.training is not None:
-        if "finetune" not in load_run(directory).get("stages", {}):  # killed between the adapter and this
+        if "finetune" not in stored.get("stages", {}):  # killed between the adapter and this
             update_run(directory, {"stages": {"finetune": summarise_training(only.training, is_skipped=False)}})
         return summarise_training(only.training, is_skipped=True)
     warnings = _set_aside_damaged(directory)
@@ -107,12 +105,9 @@ def _known_micro_batch(parts: Mapping[str, Any]) -> int | None:
 def _find(member: Member, directory: RunDirectory, frozen: Mapping[str, Any]) -> Found:
     """Return what there is of an adapter; `frozen` is its plan as an earlier start wrote it down."""
     content = training_content(member.recipe, directory, member.scope)
-    model = member.recipe.model
-    asked = {"model.dtype": model.dtype, "model.quantization": model.quantization}
-    resolved = {name: frozen.get(name) if value == "auto" else value for name, value in asked.items()}
-    if not all(resolved.values()):
+    precision = settled_precision(member.recipe, frozen)
+    if precision is None:
         return Found(member, content, None, None)
-    precision = {name: str(value) for name, value in resolved.items()}
     content = {**content, **precision}
     return Found(member, content, precision, finished_training(directory, content, member.folder))
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polypersona.recipe_sections import FinetuneSettings
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import FinetuneSettings, finetune_settings
 
 # Raised when the same job would make another adapter.
 TRAINING_VERSION = 3
+
+
+def content_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what of an adapter's content the recipe says by itself, flat: all but data, weights and precision."""
+    settings = finetune_settings(recipe.finetune).model_dump(mode="json")
+    return {
+        "model.base": recipe.model.base,
+        "seed": recipe.seed,
+        **{f"finetune.{name}": value for name, value in settings.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True)
