@@ -92,7 +92,7 @@ def test_the_command_prints_effects_and_the_drift_to_another_run(local_ray, tmp_
 
 @pytest.mark.ray
 def test_retry_of_a_batterys_own_run_asks_its_quarantined_forms_again(local_ray, tmp_path):
-    rows = [{"id": f"p{place}"} for place in range(6)]
+    rows: list[dict[str, object]] = [{"id": f"p{place}", "age": 20 + place} for place in range(6)]
     rows[2] |= {"fake_failure": "error", "fake_once": str(tmp_path / "failed")}
     (tmp_path / "panel.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"shard_personas": 3, "actors": 1, "max_attempts": 1, "max_quarantined": 1.0}
@@ -109,7 +109,7 @@ def test_retry_of_a_batterys_own_run_asks_its_quarantined_forms_again(local_ray,
     assert "is held by" in str(refused.exception)
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
-    told = json.loads(done.output)
+    told = json.loads(done.stdout)
     assert (told["asked"], told["answered"], told["quarantined"]) == (quarantined, quarantined, 0)
     assert verify(RunDirectory.at(nested)).is_clean
     assert {row["personas"] for row in battery.run(recipe, sample=5)["effects"] if row["n"]} == {5}
