@@ -35,7 +35,7 @@ from polypersona.fingerprint import digest_of
 from polypersona.ledger import Ledger, committed_shards
 from polypersona.location import mask_secrets
 from polypersona.measurement import Measured, Request, measure
-from polypersona.population import Population, item_hashes, load_population
+from polypersona.population import Population, item_hashes, load_population, refuse_idle_panel
 from polypersona.recipe import Recipe
 from polypersona.records import seed_from
 from polypersona.response_table import AskedCell
@@ -80,6 +80,7 @@ def run(
     """
     _refuse_endpoint(recipe)
     refuse_unsupported(recipe)
+    refuse_idle_panel(recipe)
     load_calibrations()  # a damaged file is named before the work
     directory = RunDirectory.at(recipe.location)
     population = load_population(recipe, directory)
@@ -135,9 +136,15 @@ def as_it_is_now(recipe: Recipe, directory: RunDirectory) -> tuple[Recipe, tuple
 
 def frozen_values(recipe: Recipe, plan: GeneratePlan, directory: RunDirectory) -> dict[str, Any]:
     """Return what a start of generate would use: the run's frozen values once it has a shard, else the plan's."""
+    begun = begun_with(directory)
+    return freeze_plan(recipe, plan) if begun is None else begun
+
+
+def begun_with(directory: RunDirectory) -> dict[str, Any] | None:
+    """Return what a run's first start of generate has frozen; None before it has a shard."""
     stored = load_run(directory)
     has_begun = committed_shards(directory, stored.get("fingerprint", "none yet"))
-    return dict(stored["frozen"]) if has_begun else freeze_plan(recipe, plan)
+    return dict(stored["frozen"]) if has_begun else None
 
 
 def workload_parts(

@@ -26,7 +26,7 @@ from polypersona.fingerprint import diff, digest_of
 from polypersona.leaks import find_leaks
 from polypersona.location import mask_secrets
 from polypersona.panel.sources import Panel, load_panel
-from polypersona.population import panel_digests
+from polypersona.population import panel_digests, refuse_idle_panel
 from polypersona.questionbank import Instrument, item_hash, load_instrument
 from polypersona.recipe import Recipe
 from polypersona.records import Example
@@ -56,11 +56,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         DatasetError: nothing usable, too many records asked for, or rows that cannot be divided as asked.
+        RecipeError: a key of panel or instrument that would do nothing.
         RecipeChangedError: the run has a dataset that the recipe would change.
     """
     directory = RunDirectory.at(recipe.location)
     entry = _finished_entry(directory)
     refuse_idle_options(recipe.dataset)
+    refuse_idle_panel(recipe)
     if recipe.dataset.survey.codebook is not None:
         content, make = _plan_survey(recipe, str(recipe.dataset.source))
     elif recipe.dataset.source is not None:

@@ -20,14 +20,14 @@ from polypersona.errors import DatasetError, RecipeError, StorageError
 from polypersona.events import EventLog
 from polypersona.models.location import TINY, is_hub_id, locate_model
 from polypersona.models.shapes import load_shape
-from polypersona.planned_training import Found, Planned, memory_parts
+from polypersona.planned_training import Found, Planned, frozen_plan, memory_parts, settled_precision
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import FinetuneSettings, finetune_settings
 from polypersona.roster import ALONE, Member, build_roster, has_several
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Inventory
-from polypersona.scheduling.micro_batches import known_micro_batch, remember_micro_batch
-from polypersona.scheduling.training_pace import LEAST_STEPS, TrainingPace, pace_parts, remember_pace
+from polypersona.scheduling.micro_batches import known_micro_batch, remember_micro_batch, set_aside_micro_batches
+from polypersona.scheduling.training_pace import LEAST_STEPS, TrainingPace, pace_parts, remember_pace, set_aside_paces
 from polypersona.scheduling.training_plan import TrainPlan, plan_training
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.sweep import train_several
@@ -67,33 +67,47 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.adapter != ALONE:
         return {"skipped": True, "reason": f"model.adapter is {recipe.model.adapter!r}"}
     directory = RunDirectory.at(recipe.location)
-    frozen = load_run(directory).get("plan", {}).get("finetune", {})
+    stored = load_run(directory)
+    found = [_find(one, directory, frozen_plan(stored, one)) for one in build_roster(recipe)]
     if has_several(recipe):
-        frozen = frozen.get("adapters", {})
-        found = [_find(one, directory, frozen.get(one.name, {})) for one in build_roster(recipe)]
-        return train_several(recipe, directory, found, _plan, _train)
-    [member] = build_roster(recipe)
-    only = _find(member, directory, frozen)
+        warnings = _set_aside_damaged(directory) if any(one.training is None for one in found) else {}
+        return {**train_several(recipe, directory, found, _plan, _train), **warnings}
+    [only] = found
     if only.training is not None:
-        if "finetune" not in load_run(directory).get("stages", {}):  # killed between the adapter and this
+        if "finetune" not in stored.get("stages", {}):  # killed between the adapter and this
             update_run(directory, {"stages": {"finetune": summarise_training(only.training, is_skipped=False)}})
         return summarise_training(only.training, is_skipped=True)
+    warnings = _set_aside_damaged(directory)
     planned = _plan(only, directory, start_ray(recipe.cluster.limits))
     update_run(directory, {"plan": {"finetune": planned.as_json}})
     summary = summarise_training(_train(planned, directory), is_skipped=False)
     update_run(directory, {"stages": {"finetune": summary}})
-    return summary
+    return {**summary, **warnings}
+
+
+def _set_aside_damaged(directory: RunDirectory) -> dict[str, list[str]]:
+    """Keep damaged files of what earlier trainings found aside, each with an event; return `warnings` where there are.
+
+    They spare a search for the micro-batch, and tell `plan` the pace: no training stops for want of them.
+    """
+    found = [one for one in (set_aside_micro_batches(), set_aside_paces()) if one is not None]
+    for one in found:
+        EventLog(directory, "finetune").write("records_set_aside", reason=one.reason, kept_as=one.kept_as or None)
+    return {"warnings": [one.text for one in found]} if found else {}
+
+
+def _known_micro_batch(parts: Mapping[str, Any]) -> int | None:
+    with contextlib.suppress(StorageError):  # an event has told of it
+        return known_micro_batch(parts)
+    return None
 
 
 def _find(member: Member, directory: RunDirectory, frozen: Mapping[str, Any]) -> Found:
     """Return what there is of an adapter; `frozen` is its plan as an earlier start wrote it down."""
     content = training_content(member.recipe, directory, member.scope)
-    model = member.recipe.model
-    asked = {"model.dtype": model.dtype, "model.quantization": model.quantization}
-    resolved = {name: frozen.get(name) if value == "auto" else value for name, value in asked.items()}
-    if not all(resolved.values()):
+    precision = settled_precision(member.recipe, frozen)
+    if precision is None:
         return Found(member, content, None, None)
-    precision = {name: str(value) for name, value in resolved.items()}
     content = {**content, **precision}
     return Found(member, content, precision, finished_training(directory, content, member.folder))
 
@@ -114,7 +128,7 @@ def _plan(found: Found, directory: RunDirectory, inventory: Inventory) -> Planne
         inventory,
         shape=load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code),
         rows=bound_sizes(examples, settings.loss, member.recipe.seed),
-        most_micro_batch=known_micro_batch(parts),
+        most_micro_batch=_known_micro_batch(parts),
         frozen=found.precision,
     )
     precision = {"model.dtype": plan.dtype.value, "model.quantization": plan.quantization.value}

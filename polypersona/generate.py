@@ -22,7 +22,14 @@ from polypersona.content import content_parts, extend_ledger, fingerprint_of, ke
 from polypersona.engines.settings import Weights, base_shape, locate_weights, refuse_unsupported
 from polypersona.errors import PolypersonaError, RunFailedError
 from polypersona.ledger import Ledger, committed_shards, ledger_from, shard_name
-from polypersona.population import Population, item_hashes, load_population, panel_digests, refuse_misread_options
+from polypersona.population import (
+    Population,
+    item_hashes,
+    load_population,
+    panel_digests,
+    refuse_idle_panel,
+    refuse_misread_options,
+)
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
 from polypersona.rounds import delete_leftovers
@@ -48,6 +55,7 @@ def run(recipe: Recipe, population: Population | None = None, weights: Weights |
 
     Raises:
         QuestionbankError: written answers could not be told apart.
+        RecipeError: a key of panel or instrument that would do nothing.
         RecipeChangedError: the recipe would change the content of the run; nothing is touched.
         RunStoppedError: `generate.max_hours` were over; what is committed is kept, and run.json says `stopped`.
         TooManyQuarantinedError: finished, with more quarantined than `generate.max_quarantined`.
@@ -55,6 +63,7 @@ def run(recipe: Recipe, population: Population | None = None, weights: Weights |
     """
     begin = time.monotonic()
     refuse_unsupported(recipe)
+    refuse_idle_panel(recipe)
     directory = RunDirectory.at(recipe.location)
     stored = load_run(directory)
     is_first = not committed_shards(directory, stored.get("fingerprint", "none yet"))

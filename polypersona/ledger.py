@@ -10,6 +10,7 @@ A shard is committed when its file is in `responses/`. Knows storage, no engine,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -213,11 +214,27 @@ def quarantine_name(number: int, fingerprint: str, round: int = 0) -> str:
     return f"shard-{number:05d}-r{round}-{fingerprint}.parquet" if round else shard_name(number, fingerprint)
 
 
-def shard_number(name: str) -> int:
-    """Return the number in a shard's file name."""
-    return int(name.rsplit("/", 1)[-1].split("-")[1])
+def shard_number(name: str, fingerprint: str) -> int | None:
+    """Return whose response file it is by its name; None where no shard of the run has that name, as of a copy."""
+    name = name.rsplit("/", 1)[-1]
+    found = re.match(r"shard-(\d+)-", name)
+    return int(found[1]) if found and name == shard_name(int(found[1]), fingerprint) else None
+
+
+def quarantine_number(name: str, fingerprint: str) -> int | None:
+    """Return whose quarantine file it is by its name, in whatever round; None where no shard of the run has that."""
+    name = name.rsplit("/", 1)[-1]
+    found = re.match(r"shard-(\d+)-(?:r(\d+)-)?", name)
+    is_own = found is not None and name == quarantine_name(int(found[1]), fingerprint, int(found[2] or 0))
+    return int(found[1]) if found and is_own else None
+
+
+def committed_files(run: RunDirectory, fingerprint: str) -> dict[int, str]:
+    """Return the shards' files in `responses/` by their numbers; what else lies there is none of the run's."""
+    named = {name: shard_number(name, fingerprint) for name in run.names(RESPONSES, f"-{fingerprint}.parquet")}
+    return {number: name for name, number in named.items() if number is not None}
 
 
 def committed_shards(run: RunDirectory, fingerprint: str) -> set[int]:
     """Return the numbers of the shards whose file is in `responses/`."""
-    return {shard_number(name) for name in run.names(RESPONSES, f"-{fingerprint}.parquet")}
+    return set(committed_files(run, fingerprint))

@@ -36,6 +36,13 @@ def join_location(location: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
+def split_location(location: str) -> tuple[str, str]:
+    """Return the location of the folder that a file or folder is in, and its name: what `join_location` joins."""
+    place, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    folder, _, name = place.rstrip("/").rpartition("/")
+    return f"{folder}{mark}{options}", name
+
+
 def check_api_root(url: str) -> str:
     """Return the address of an HTTP API without a trailing slash.
 

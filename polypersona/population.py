@@ -13,13 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from polypersona.chatml import card_attributes
-from polypersona.errors import EngineError, PersonaError, QuestionbankError
+from polypersona.errors import EngineError, PersonaError, QuestionbankError, RecipeError
 from polypersona.examples import example_item, example_persona, load_examples
 from polypersona.ledger import Asked, item_key
 from polypersona.panel.sources import load_panel
 from polypersona.questionbank import item_hash, load_instrument
 from polypersona.readback import misread_options
 from polypersona.recipe import Recipe
+from polypersona.recipe_sections import InstrumentRecipe, PanelRecipe
 from polypersona.records import Item, Persona
 from polypersona.storage import RunDirectory
 
@@ -67,6 +68,28 @@ def load_population(recipe: Recipe, run: RunDirectory) -> Population:
                 "Leave it out with instrument.items or instrument.response_types.",
             )
     return population
+
+
+def refuse_idle_panel(recipe: Recipe) -> None:
+    """Refuse keys of panel and instrument where records made elsewhere, or people, are all that is asked and learnt.
+
+    How the options are shown holds for those, too.
+
+    Raises:
+        RecipeError: names the key and says why it would do nothing.
+    """
+    if recipe.dataset.source is None or recipe.generate.on != "test":
+        return
+    untouched = {"panel": PanelRecipe(), "instrument": InstrumentRecipe(show_options=recipe.instrument.show_options)}
+    for section, default in untouched.items():
+        asked = getattr(recipe, section)
+        for name in type(default).model_fields:
+            if getattr(asked, name) != getattr(default, name):
+                raise RecipeError(
+                    f"{section}.{name} has no meaning here: generate.on: test asks the test rows of dataset.source "
+                    f"({recipe.dataset.source}), whoever is in the panel and whatever is in the instrument.",
+                    f"Leave out {section}.{name}, or set generate.on: panel.",
+                )
 
 
 def item_hashes(population: Population) -> dict[str, str]:

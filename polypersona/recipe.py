@@ -53,7 +53,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sampled_panel_has_a_size(self) -> Recipe:
-        is_idle = self.dataset.survey.codebook is not None and self.generate.on == "test"
+        has_own_rows = self.dataset.source is not None or self.dataset.survey.codebook is not None
+        is_idle = has_own_rows and self.generate.on == "test"
         if self.panel.source == "sampled" and self.panel.size is None and not is_idle:
             raise ValueError("panel.size is missing: a sampled panel needs one, 433 in the paper")
         return self

@@ -151,7 +151,7 @@ class Bounds(Section):
 
 
 class TunedRecipe(Section):
-    """The hyper-parameters of an adapter."""
+    """The hyper-parameters of an adapter. A step's gradient is scaled down to `max_grad_norm` where it is longer."""
 
     epochs: float | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -161,6 +161,7 @@ class TunedRecipe(Section):
     batch_size: int | None = Field(default=None, ge=1)
     accumulation: int | None = Field(default=None, ge=1)
     max_length: int | None = Field(default=None, ge=32)
+    max_grad_norm: float | None = Field(default=None, gt=0)
 
 
 class AdapterRecipe(TunedRecipe):

@@ -10,7 +10,7 @@ retry goes on with the shards that are not yet of its round.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from polypersona import driver
@@ -26,13 +26,17 @@ from polypersona.recipe_text import apply_overrides
 from polypersona.rounds import current_quarantine, delete_leftovers, last_round, read_committed_footer
 from polypersona.storage import RunDirectory, load_run, update_run
 
+# The recipe of a run → who is asked what there, and what answers.
+Sources = Callable[[Recipe], tuple[Population, Weights]]
 
-def run(directory: RunDirectory, overrides: Sequence[str] = ()) -> dict[str, Any]:
+
+def run(directory: RunDirectory, overrides: Sequence[str] = (), sources: Sources | None = None) -> dict[str, Any]:
     """Ask the quarantined rows of a run again.
 
     Args:
         directory: the run's.
         overrides: `section.key=value`, of what makes no other responses; a source that has moved may be named anew.
+        sources: who is asked what, and what answers; those that the recipe names unless given.
 
     Returns:
         A summary: `run`, `round`, `shards` (those with quarantined rows), `asked`, `answered`, `quarantined` (of the
@@ -59,7 +63,7 @@ def run(directory: RunDirectory, overrides: Sequence[str] = ()) -> dict[str, Any
         round_ += 1
     pending = _pending(directory, fingerprint, round_)
     if pending:
-        _ask_again(recipe, directory, stored, ledger, pending, round_)
+        _ask_again(recipe, directory, stored, ledger, pending, round_, sources)
     reasons = driver.quarantine_reasons(directory, fingerprint)
     quarantined = sum(count for _, count in reasons)
     summary = {
@@ -109,10 +113,14 @@ def _ask_again(
     ledger: Ledger,
     pending: Sequence[int],
     round_: int,
+    sources: Sources | None,
 ) -> None:
     refuse_unsupported(recipe)
-    population = load_population(recipe, directory)
-    weights = choose_adapters(recipe, locate_weights(recipe, directory), population, stored["frozen"])
+    if sources is None:
+        population, weights = load_population(recipe, directory), locate_weights(recipe, directory)
+    else:
+        population, weights = sources(recipe)
+    weights = choose_adapters(recipe, weights, population, stored["frozen"])
     _refuse_other_content(recipe, directory, stored, population, weights)
     driver.refuse_smaller(ledger, pending, population, directory)
     update_run(directory, {"stages": {"retry": {"state": "begun", "round": round_}}})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from polypersona.errors import StorageError
-from polypersona.ledger import QUARANTINE, RESPONSES, committed_shards, quarantine_name, shard_name, shard_number
+from polypersona.ledger import QUARANTINE, RESPONSES, committed_shards, quarantine_name, quarantine_number, shard_name
 from polypersona.parquet import open_parquet
 from polypersona.shardfile import Footer, read_footer
 from polypersona.storage import RunDirectory, load_run
@@ -63,5 +63,6 @@ def delete_leftovers(run: RunDirectory, fingerprint: str) -> None:
 def _held(run: RunDirectory, fingerprint: str) -> dict[int, set[str]]:
     held: dict[int, set[str]] = {}
     for name in run.names(QUARANTINE, f"-{fingerprint}.parquet"):
-        held.setdefault(shard_number(name), set()).add(name)
+        if (number := quarantine_number(name, fingerprint)) is not None:
+            held.setdefault(number, set()).add(name)
     return held

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from polypersona.errors import InfeasiblePlanError, PolypersonaError, RunFailedError
+from polypersona.errors import PolypersonaError, RunFailedError
 from polypersona.events import EventLog
 from polypersona.models.location import weight_bytes
-from polypersona.planned_training import Found, Planned
+from polypersona.planned_training import Found, Planned, demand_of, plan_beside, work_of
 from polypersona.recipe import Recipe
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Inventory
-from polypersona.scheduling.packing import Demand, share_of
-from polypersona.scheduling.places import fewest_workers, within
+from polypersona.scheduling.packing import Demand
 from polypersona.side_by_side import run_side_by_side
 from polypersona.storage import RunDirectory, load_run, update_run
 from polypersona.training.folder import summarise_training
@@ -50,7 +49,7 @@ def train_several(
     failures: dict[str, Exception] = {}
     if waiting:
         inventory = start_ray(recipe.cluster.limits)
-        plans = [_plan_beside(one, directory, inventory, len(waiting), fewest_workers(recipe), plan) for one in waiting]
+        plans = [_plan_beside(one, directory, inventory, len(waiting), plan) for one in waiting]
         by_name = {one.member.name: one for one in plans}
         _register(directory, "plan", {name: one.as_json for name, one in by_name.items()})
         log = EventLog(directory, "finetune")
@@ -74,46 +73,29 @@ def train_several(
     return {"skipped": not waiting, **counts, "adapters": entries}
 
 
-def _plan_beside(
-    one: Found, directory: RunDirectory, inventory: Inventory, count: int, workers: int | None, plan: Plan
-) -> Planned:
-    """Plan a training within the share of `count`, or within a larger one where it needs more memory than that has.
+def _plan_beside(one: Found, directory: RunDirectory, inventory: Inventory, count: int, plan: Plan) -> Planned:
+    """Plan a training as one of `count`.
 
     Raises:
-        InfeasiblePlanError: it does not fit the whole inventory either.
+        InfeasiblePlanError: it does not fit the whole inventory.
     """
-    refused: InfeasiblePlanError | None = None
-    tried: list[Inventory] = []
-    for beside in range(count, 0, -1):
-        share = share_of(inventory, beside, workers)
-        if share in tried:
-            continue
-        tried.append(share)
-        try:
-            member = replace(one.member, recipe=within(one.member.recipe, share))
-            return plan(replace(one, member=member), directory, share)
-        except InfeasiblePlanError as error:
-            refused = error
-    assert refused is not None
-    raise refused
+    member = one.member
+    return plan_beside(
+        member.recipe,
+        inventory,
+        count,
+        lambda recipe, share: plan(replace(one, member=replace(member, recipe=recipe)), directory, share),
+    )
 
 
 def _demands(plans: Iterable[Planned]) -> list[Demand]:
     """Return what each training takes; how long is by its examples and the size of its base."""
-    plans = list(plans)
-    sizes = {one.member.name: weight_bytes(one.member.recipe.model.base) for one in plans}
-    largest = max((size for size in sizes.values() if size), default=1)  # of an unknown size: as if it were large
-    return [
-        Demand(
-            name=one.member.name,
-            workers=one.plan.workers.value,
-            cpus=one.plan.cpus_per_worker,
-            gpus=one.plan.gpus_per_worker,
-            memory_bytes=0 if one.plan.gpus_per_worker else one.plan.memory_bytes or 0,
-            size=float(one.steps * one.job.settings.global_batch * (sizes[one.member.name] or largest)),
-        )
-        for one in plans
-    ]
+    by_name = {one.member.name: one for one in plans}
+    work = work_of(
+        {name: float(one.steps * one.job.settings.global_batch) for name, one in by_name.items()},
+        {name: weight_bytes(one.member.recipe.model.base) for name, one in by_name.items()},
+    )
+    return [demand_of(name, one.plan, work[name]) for name, one in by_name.items()]
 
 
 def _entry(training: Mapping[str, Any]) -> dict[str, Any]:

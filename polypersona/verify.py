@@ -6,7 +6,6 @@ knows neither recipe sources, engines nor Ray.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from polypersona.history import load_plan, read_history
-from polypersona.ledger import QUARANTINE, RESPONSES, Ledger, quarantine_name, shard_name
+from polypersona.ledger import QUARANTINE, RESPONSES, Ledger, quarantine_number, shard_name
 from polypersona.shard_audit import Auditor, shown
 from polypersona.storage import RunDirectory
 
@@ -174,10 +173,8 @@ def _check_names(
 
 def _is_quarantine_name(name: str, ledger: Ledger, fingerprint: str) -> bool:
     """Whether a file in `quarantine/` is named as one of a shard of this run, in whatever round."""
-    found = re.fullmatch(r"shard-(\d+)(?:-r(\d+))?-.*\.parquet", name.rsplit("/", 1)[-1])
-    if found is None or int(found[1]) >= ledger.num_shards:
-        return False
-    return name == f"{QUARANTINE}/{quarantine_name(int(found[1]), fingerprint, int(found[2] or 0))}"
+    number = quarantine_number(name, fingerprint)
+    return number is not None and number < ledger.num_shards
 
 
 def _shard_cells(stored: Mapping[str, Any], ledger: Ledger, found: _Findings) -> Sequence[int] | None:

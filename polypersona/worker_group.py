@@ -121,6 +121,7 @@ def _train_on_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
     from transformers.utils import logging
 
+    from polypersona.training.hardware import describe_machine
     from polypersona.training.loop import Place, train
 
     logging.set_verbosity_error()
@@ -135,7 +136,8 @@ def _train_on_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        place = Place(folder, str(get_device()), rank, world_size)
+        device = str(get_device())
+        place = Place(folder, device, rank, world_size, describe_machine(device, here()))
         try:
             outcome = train(
                 job,

@@ -6,10 +6,12 @@ from collections import Counter
 import pytest
 from toy_models import make_toy_model
 
+from polypersona import benchmark, generate
+from polypersona.cli.plan import make_plan
 from polypersona.composition import PAPER_RECORDS
 from polypersona.dataset import run
 from polypersona.engines.base import Answer
-from polypersona.errors import DatasetError, EngineError, RecipeChangedError, RunFailedError
+from polypersona.errors import DatasetError, EngineError, RecipeChangedError, RecipeError, RunFailedError
 from polypersona.examples import SPLITS, example_item, load_examples
 from polypersona.recipe import build_recipe
 from polypersona.simulator.stance import stance_sign
@@ -280,6 +282,30 @@ def test_options_without_a_meaning_beside_a_source_are_refused(tmp_path, option)
     source = records_file(tmp_path / "records.jsonl")
     with pytest.raises(DatasetError, match=f"dataset.{next(iter(option))} has no meaning here"):
         run(make_recipe(tmp_path, dataset={"source": source, **option}))
+
+
+IDLE = [
+    ("panel", {"size": 40}, "size"),
+    ("panel", {"source": "people.csv"}, "source"),
+    ("panel", {"distinct": True}, "distinct"),
+    ("instrument", {"domains": ["healthcare"]}, "domains"),
+    ("instrument", {"bank": "book.json"}, "bank"),
+]
+
+
+@pytest.mark.parametrize(("section", "keys", "named"), IDLE, ids=lambda value: str(value))
+def test_panel_and_instrument_have_no_meaning_where_the_test_rows_of_a_source_are_asked(tmp_path, section, keys, named):
+    dataset = {"source": records_file(tmp_path / "records.jsonl")}
+    sections = {"dataset": dataset, "generate": {"on": "test", "engine": "fake"}, "model": {"adapter": "none"}}
+    asked = build_recipe({"name": "d", "out": str(tmp_path), **sections, section: keys})
+    for stage in (run, generate.run, make_plan, benchmark.run):
+        with pytest.raises(RecipeError, match=rf"^{section}\.{named} has no meaning here: generate\.on: test asks"):
+            stage(asked)
+    assert not (tmp_path / "d").exists()
+    shown = {"instrument": {"show_options": "letters"}}
+    assert run(build_recipe({"name": "d", "out": str(tmp_path), **sections, **shown}))["rows"] == 60
+    on_panel = {**sections, "panel": {"size": 40}, "generate": {"on": "panel"}}
+    assert run(build_recipe({"name": "e", "out": str(tmp_path), **on_panel}))["rows"] == 60
 
 
 def test_a_folder_with_splits_refuses_to_be_divided_again(tmp_path):

@@ -22,9 +22,11 @@ from polypersona.errors import (
 )
 from polypersona.events import EventLog, read_events
 from polypersona.examples import build_example, render_examples
+from polypersona.fingerprint import diff
 from polypersona.models.loading import load_model
 from polypersona.recipe import Recipe, build_recipe
 from polypersona.records import Item, Persona
+from polypersona.scheduling.probe import probe_host
 from polypersona.storage import RunDirectory, load_run
 
 NUM_TRAIN, NUM_VALIDATION = 32, 6
@@ -94,6 +96,11 @@ def test_training_json_records_what_was_done(trained: tuple[Recipe, dict[str, An
     assert "synthetic" in (folder / "README.md").read_text()
     assert "| prompts cut at the head | 0, to 256 tokens a row |" in (folder / "README.md").read_text()
     assert list((folder / "tensorboard").glob("events.*"))
+    [attempt] = training["attempts"]
+    [machine] = attempt["machines"]
+    assert (attempt["step"], attempt["workers"], attempt["seconds"]) == (0, 1, training["seconds"])
+    assert (machine["processor"], machine["nodes"], machine["workers"]) == (probe_host().processor, 1, 1)
+    assert f"| hardware | 1 node ({probe_host().processor}, " in (folder / "README.md").read_text()
     assert not (Path(recipe.location) / "train").exists()
     assert load_run(RunDirectory.at(recipe.location))["stages"]["finetune"]["steps"] == 8
 
@@ -149,6 +156,9 @@ def test_two_workers_end_with_the_adapter_of_one(trained: tuple[Recipe, dict[str
     for one in (alone, paired):
         write_dataset(RunDirectory.at(one.location))
         assert finetune.run(one)["world_size"] == one.finetune.workers
+        training = RunDirectory.at(one.location).read_json("adapter/training.json")
+        [machine] = training["attempts"][-1]["machines"]
+        assert (machine["nodes"], machine["workers"]) == (1, one.finetune.workers)
         adapters.append(load_file(Path(one.location) / "adapter" / "adapter_model.safetensors"))
     assert max(float((adapters[0][name] - adapters[1][name]).abs().max()) for name in adapters[0]) <= 1e-5
 
@@ -199,6 +209,31 @@ def test_a_training_ends_where_its_pace_cannot_be_remembered_and_an_event_says_w
     assert "cannot be written" in told["error"]
 
 
+@pytest.mark.ray
+def test_damaged_records_of_earlier_trainings_are_kept_aside_and_stop_no_training(
+    trained: tuple[Recipe, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polypersona import finetune
+
+    folder = tmp_path / "cache" / "polypersona"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = [folder / name for name in ("micro_batches.json", "training_paces.json")]
+    for file in files:
+        file.write_text("{")
+    recipe = make_recipe(tmp_path, trained[0].model.base, epochs=5)
+    run = RunDirectory.at(recipe.location)
+    write_dataset(run)
+    summary = finetune.run(recipe)
+    assert summary["steps"] == 20
+    kept = [f"{file}.damaged" for file in files]
+    assert [one["kept_as"] for one in read_events(run) if one["event"] == "records_set_aside"] == kept
+    assert [Path(path).read_text() for path in kept] == ["{", "{"]
+    assert [kept[place] in warning for place, warning in enumerate(summary["warnings"])] == [True, True]
+    [told] = [one for one in read_events(run) if one["event"] == "pace_remembered"]
+    assert told["file"] == str(files[1])
+
+
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_a_micro_batch_that_cannot_be_remembered_is_an_event(
     is_damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -243,6 +278,16 @@ def test_a_broken_validation_split_is_not_taken_for_an_empty_one(tmp_path: Path)
     run.write("dataset/validation.jsonl", b"{\n")
     with pytest.raises(DatasetError, match=r"validation\.jsonl, line 1"):
         load_validation(run)
+
+
+def test_an_adapter_follows_from_the_norm_that_gradients_are_scaled_down_to(tmp_path: Path) -> None:
+    from polypersona.training.folder import training_content
+
+    recipes = [make_recipe(tmp_path, "tiny"), make_recipe(tmp_path, "tiny", max_grad_norm=1)]
+    run = RunDirectory.at(recipes[0].location)
+    write_dataset(run)
+    contents = [training_content(recipe, run) for recipe in recipes]
+    assert diff(*contents) == ["finetune.max_grad_norm: 0.3 → 1.0"]
 
 
 def test_a_recipe_that_brings_its_own_adapter_is_not_trained(tmp_path: Path) -> None:

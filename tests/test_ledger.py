@@ -10,14 +10,22 @@ from polypersona.errors import StorageError
 from polypersona.ledger import (
     Box,
     Ledger,
+    committed_files,
     committed_shards,
     item_key,
     ledger_from,
+    quarantine_number,
     shard_name,
     shard_number,
 )
+from polypersona.rounds import current_quarantine, delete_leftovers
 from polypersona.storage import RunDirectory
 
+# Names that end as a shard's file does: somebody's notes, copies, another way to write the number.
+FOREIGN = (
+    "notes-ab.parquet", "shard-ab.parquet", "shard-x-ab.parquet", "shard--1-ab.parquet", "shard-1-ab.parquet",
+    "copy-00001-ab.parquet", "shard-00001-copy-ab.parquet", "shard-00001-rx-ab.parquet", "shard-00001-r01-ab.parquet",
+)  # fmt: skip
 BOXES = st.lists(
     st.builds(
         Box,
@@ -112,7 +120,22 @@ def test_an_unknown_shard_is_named():
 
 def test_shard_names_carry_their_number_in_order():
     assert shard_name(17, "ab") == "shard-00017-ab.parquet"
-    assert shard_number("responses/shard-123456-ab.parquet") == 123456
+    assert shard_number("responses/shard-123456-ab.parquet", "ab") == 123456
+    assert quarantine_number("quarantine/shard-00017-ab.parquet", "ab") == 17
+    assert quarantine_number("quarantine/shard-00017-r12-ab.parquet", "ab") == 17
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_no_shard_is_named_like_is_none_of_the_runs(tmp_path, name):
+    run = RunDirectory.at(tmp_path)
+    for folder in ("responses", "quarantine"):
+        run.write(f"{folder}/{shard_name(1, 'ab')}", b"x")
+        run.write(f"{folder}/{name}", b"x")
+    assert committed_files(run, "ab") == {1: f"responses/{shard_name(1, 'ab')}"}
+    assert committed_shards(run, "ab") == {1}
+    assert current_quarantine(run, "ab") == {1: f"quarantine/{shard_name(1, 'ab')}"}
+    delete_leftovers(run, "ab")
+    assert len(run.names("quarantine")) == 2  # somebody else's file is not the run's to delete
 
 
 def test_variants_have_keys_of_their_own():

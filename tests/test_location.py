@@ -9,7 +9,7 @@ import pytest
 
 from polypersona.errors import PersonaError, StorageError
 from polypersona.events import EventLog
-from polypersona.location import join_location, mask_all, mask_secrets
+from polypersona.location import join_location, mask_all, mask_secrets, split_location
 from polypersona.recipe import Recipe, build_recipe, flatten
 from polypersona.storage import RunDirectory, load_run, update_run
 
@@ -20,6 +20,11 @@ URL = f"s3://AKIA:{SECRET}@bucket/p.csv"
 def test_a_name_goes_before_the_options_of_a_url():
     assert join_location("s3://b/a/?scheme=http", "x.csv") == "s3://b/a/x.csv?scheme=http"
     assert join_location("a/b?c/", "x.csv") == "a/b?c/x.csv"
+
+
+@pytest.mark.parametrize("folder", ["s3://b/a?scheme=http", "gs://b", "/runs/a?b"])
+def test_a_location_is_split_where_it_was_joined(folder):
+    assert split_location(join_location(folder, "bias")) == (folder, "bias")
 
 
 @pytest.mark.parametrize(

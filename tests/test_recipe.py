@@ -172,6 +172,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(data, key, near):
         ({"generate": {"actors": "many"}}, "generate.actors: input should be 'auto' or a valid integer"),
         ({"generate": {"slots": -1}}, "generate.slots: input should be 'auto' or greater than or equal to 1"),
         ({"finetune": {"workers": 0}}, "finetune.workers: input should be 'auto' or greater than or equal to 1"),
+        ({"finetune": {"max_grad_norm": 0}}, "finetune.max_grad_norm: input should be greater than 0 (got 0)"),
+        ({"finetune": {"max_grad_norm": float("inf")}}, "finetune.max_grad_norm: input should be a finite number"),
         ({"generate": {"temperature": float("inf")}}, "generate.temperature: input should be a finite number"),
         ({"generate": {"temperature": float("nan")}}, "generate.temperature: input should be a finite number"),
         ({"generate": {"stop": [""]}}, "generate.stop.0: string should have at least 1 character"),
@@ -235,7 +237,7 @@ CONTENT = {
     *(f"dataset.survey.{key}" for key in ("codebook", "items", "withheld", "attributes", "bands")),
     *(f"model.{key}" for key in ("base", "dtype", "quantization", "adapter", "revision", "trust_remote_code")),
     *(f"finetune.{key}" for key in ("preset", "epochs", "learning_rate", "rank", "alpha", "dropout")),
-    *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length", "loss")),
+    *(f"finetune.{key}" for key in ("batch_size", "accumulation", "max_length", "max_grad_norm", "loss")),
     *(f"finetune.{key}" for key in ("validation_rows", "validate_steps", "best_metric", "patience")),
     *(f"generate.{key}" for key in ("on", "engine", "closed", "rationale", "context", "order", "calibration")),
     *(f"generate.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "slots")),
@@ -301,8 +303,8 @@ def test_the_paper_preset_has_the_papers_values():
 
 
 def test_a_value_of_the_recipe_replaces_the_presets():
-    settings = finetune_settings(FinetuneRecipe(preset="tiny", epochs=0.5, rank=4))
-    assert (settings.epochs, settings.rank) == (0.5, 4)
+    settings = finetune_settings(FinetuneRecipe(preset="tiny", epochs=0.5, rank=4, max_grad_norm=1))
+    assert (settings.epochs, settings.rank, settings.max_grad_norm) == (0.5, 4, 1.0)
     assert settings.learning_rate == PRESETS["tiny"].learning_rate
 
 

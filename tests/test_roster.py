@@ -23,13 +23,20 @@ def test_each_adapter_has_its_own_part_base_and_settings_and_the_runs_for_the_re
     first, second = roster(
         epochs=2,
         adapters=[
-            {"name": "health", "domains": ["healthcare"], "rank": 8, "base": "Qwen/Qwen2-1.5B-Instruct"},
+            {
+                "name": "health",
+                "domains": ["healthcare"],
+                "rank": 8,
+                "max_grad_norm": 2,
+                "base": "Qwen/Qwen2-1.5B-Instruct",
+            },
             {"name": "young", "personas": {"age": {"min": 18, "max": 29}, "gender": ["female"]}},
         ],
     )
     assert (first.folder, first.checkpoints) == ("adapters/health", "train/health")
     assert finetune_settings(first.recipe.finetune).rank == 8
     assert finetune_settings(first.recipe.finetune).epochs == 2
+    assert [finetune_settings(one.recipe.finetune).max_grad_norm for one in (first, second)] == [2.0, 0.3]
     assert first.recipe.model.base == "Qwen/Qwen2-1.5B-Instruct"
     assert second.recipe.model.base == "tiny"
     assert finetune_settings(second.recipe.finetune).rank == 16

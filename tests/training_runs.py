@@ -38,7 +38,12 @@ def make_job(base: Path, *, dtype: Any = "fp32", quantization: Any = "none", **s
 
 
 def run_training(
-    job: TrainingJob, folder: Path, resume_from: Path | None = None, validation: Any = None, **listeners: Any
+    job: TrainingJob,
+    folder: Path,
+    resume_from: Path | None = None,
+    validation: Any = None,
+    machine: Any = None,
+    **listeners: Any,
 ) -> tuple[Any, dict[int, Path]]:
     """Run the loop on 40 rows, with 6 for validation; return its outcome and each checkpoint by its step."""
     saved: dict[int, Path] = {}
@@ -49,6 +54,7 @@ def run_training(
         saved[metrics["step"]] = Path(shutil.copytree(checkpoint, folder / f"kept-{metrics['step']}"))
 
     told = Listeners(steps.append, keep, **listeners)
-    outcome = train(job, make_examples(40), validation or make_examples(6), Place(folder / "work"), told, resume_from)
+    place = Place(folder / "work", machine=machine or {})
+    outcome = train(job, make_examples(40), validation or make_examples(6), place, told, resume_from)
     assert steps[-1] == outcome.steps
     return outcome, saved

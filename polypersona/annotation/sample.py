@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from polypersona.chatml import card_attributes, render_value
 from polypersona.errors import StorageError
-from polypersona.ledger import RESPONSES
+from polypersona.ledger import committed_files
 from polypersona.parquet import read_parquet
 from polypersona.records import Item, Persona, digest, seed_from
 from polypersona.storage import RunDirectory
@@ -98,7 +98,7 @@ def draw_sample(
     Raises:
         StorageError: a file is damaged, or its rows are of personas or items that the recipe lacks.
     """
-    names = run.names(RESPONSES, f"-{fingerprint}.parquet")
+    names = list(committed_files(run, fingerprint).values())
     shared = _shared_items(_stream(run, names, _COLUMNS))
     cells = _lowest(_stream(run, names, _ANSWERS), shared, seed, count)
     kinds: tuple[Kind, ...] = KINDS if humans else KINDS[:2]

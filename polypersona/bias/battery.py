@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polypersona import generate
+from polypersona import generate, retry
 from polypersona.bias.effects import Battery, answers_of
 from polypersona.bias.forms import WORDING_ITEMS, build_forms
 from polypersona.bias.habits import Habits
-from polypersona.engines.settings import locate_weights
+from polypersona.engines.settings import Weights, locate_weights
 from polypersona.errors import StorageError
 from polypersona.ledger import RESPONSES, committed_shards, ledger_from, shard_name
-from polypersona.location import mask_secrets
+from polypersona.location import mask_secrets, split_location
 from polypersona.parquet import read_parquet
 from polypersona.population import Population, load_population
 from polypersona.recipe import Recipe
@@ -87,6 +87,32 @@ def run(recipe: Recipe, sample: int = DEFAULT_SAMPLE, against: RunDirectory | No
         content["against"] = against.path()
     directory.write_json(SCORES, content)
     return content
+
+
+def owner_of(directory: RunDirectory) -> RunDirectory | None:
+    """Return the run that a directory is the battery of; None where it is a run like any other."""
+    folder, name = split_location(directory.location)
+    stored = load_run(directory)
+    layers = stored.get("ledger", {}).get("layers", [])
+    has_forms = any("#" in key for layer in layers for key in layer["box"]["items"])
+    is_battery = name == FOLDER == stored.get("recipe", {}).get("name") and has_forms
+    return RunDirectory.at(folder) if is_battery else None
+
+
+def ask_again(directory: RunDirectory, owner: RunDirectory, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Ask again what a battery's own run has in quarantine, as `retry.run`; the next `run` measures what it answers.
+
+    Args:
+        directory: the battery's, `bias/` in that of `owner`, where dataset and adapters are.
+        owner: the run's.
+        overrides: as of `retry.run`.
+    """
+
+    def sources(recipe: Recipe) -> tuple[Population, Weights]:
+        population = build_population(recipe, load_population(recipe, owner), _most_asked(directory))
+        return population, locate_weights(recipe, owner)
+
+    return retry.run(directory, overrides, sources)
 
 
 def battery_recipe(recipe: Recipe) -> Recipe:

@@ -7,41 +7,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polypersona.benchmark import as_it_is_now, frozen_values, workload_parts
+from polypersona.benchmark import as_it_is_now, begun_with, frozen_values, workload_parts
 from polypersona.cli.plan_adapters import AdapterTurn, adapter_rows, plan_adapters
+from polypersona.cli.plan_training import (
+    count_rows,
+    estimate_adapter,
+    find_shape,
+    in_gib,
+    known_rows,
+    load_training_rows,
+    nothing_asked,
+    nothing_left,
+    row_sizes,
+    training_rows,
+)
 from polypersona.cli.tables import render_table
 from polypersona.content import extend_ledger
 from polypersona.engines.settings import base_bytes, locate_weights, refuse_unsupported
 from polypersona.errors import ModelError, StorageError
-from polypersona.examples import load_examples
 from polypersona.ledger import Ledger, committed_shards, ledger_from
-from polypersona.models.location import is_hub_id, locate_model, model_hash
-from polypersona.models.shapes import load_shape
-from polypersona.planned_training import memory_parts
-from polypersona.population import Population, load_population
+from polypersona.planned_training import frozen_plan, is_trained, settled_precision
+from polypersona.population import Population, load_population, refuse_idle_panel
 from polypersona.progress import render_seconds
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
-from polypersona.roster import has_several
+from polypersona.records import Example
+from polypersona.roster import Member, build_roster, has_several
 from polypersona.scheduling.calibration import Calibration, load_calibrations
 from polypersona.scheduling.estimate import (
     Estimate,
     TrainingEstimate,
     devices_of,
     estimate_generation,
-    estimate_training,
 )
 from polypersona.scheduling.inventory import load_inventory, read_inventory
 from polypersona.scheduling.machines import GIB, Inventory, limit_inventory
-from polypersona.scheduling.micro_batches import hardware_of, has_record, known_micro_batch
 from polypersona.scheduling.model_shape import ModelShape
 from polypersona.scheduling.policy import Plan, build_plan
 from polypersona.scheduling.precision import MODEL_ENGINES
 from polypersona.scheduling.record_file import key_of
-from polypersona.scheduling.training_pace import known_pace, pace_parts
-from polypersona.scheduling.training_plan import RowSizes, TrainPlan
+from polypersona.scheduling.training_plan import RowSizes
 from polypersona.storage import RunDirectory, load_run
-from polypersona.training.choices import bound_sizes, num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,6 @@ class Outlook:
         }
 
 
-TRAIN = "dataset/train.jsonl"
-
-
 def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
     """Return the plan, the work it is for, and what that is expected to take; starts nothing.
 
@@ -75,87 +78,68 @@ def make_plan(recipe: Recipe, inventory_path: Path | None = None) -> Outlook:
         InfeasiblePlanError: nothing fits the inventory.
     """
     refuse_unsupported(recipe)
+    refuse_idle_panel(recipe)
     limits = recipe.cluster.limits
     inventory = limit_inventory(load_inventory(inventory_path), limits) if inventory_path else read_inventory(limits)
     run = RunDirectory.at(recipe.location)
     population = _load_population(recipe, run)
     work = _measure_work(recipe, run, population)
     shape, notes = _find_shape(recipe)
-    try:
-        most_micro_batch = _known_micro_batch(recipe, inventory, shape)
-    except StorageError as error:
-        most_micro_batch, notes = None, (*notes, str(error))
+    examples, stored, member = load_training_rows(run), load_run(run), _only_member(recipe)
+    most, told = known_rows(recipe, inventory, shape) if member else (None, ())
     plan = build_plan(
         recipe,
         inventory,
         work.get("shards_left") or work.get("shards"),
         base_bytes(recipe),
         shape=shape,
-        rows=_row_sizes(recipe, run),
-        most_micro_batch=most_micro_batch,
+        rows=_row_sizes(recipe, examples),
+        most_micro_batch=most,
+        trained_in=settled_precision(recipe, frozen_plan(stored, member)) if member else None,
+        frozen=begun_with(run),
     )
-    plan = replace(plan, notes=notes)
-    adapters = plan_adapters(recipe, inventory) if _is_tuned(recipe) else ()
-    estimate = _estimate(recipe, run, plan, population, work)
-    return Outlook(plan, work, estimate, _estimate_training(recipe, run, plan), adapters)
+    if _is_tuned(recipe) and member is None:
+        adapters = plan_adapters(recipe, inventory, run, examples)
+        turns, training, told = adapters.turns, adapters.together, adapters.notes
+    else:
+        turns, training = (), _estimate_training(recipe, run, plan, examples)
+    plan = replace(plan, notes=tuple(dict.fromkeys((*notes, *told))))
+    return Outlook(plan, work, _estimate(recipe, run, plan, population, work), training, turns)
 
 
 def _find_shape(recipe: Recipe) -> tuple[ModelShape | None, tuple[str, ...]]:
-    """Return the base model's shape; None, and why, where it cannot be read here."""
-    model = recipe.model
+    """Return the base model's shape and notes; None where no model is loaded."""
     if not _is_tuned(recipe) and recipe.generate.engine not in MODEL_ENGINES:
         return None, ()
-    try:
-        return load_shape(model.base, revision=model.revision, trust_remote_code=model.trust_remote_code), ()
-    except ModelError as error:
-        if not is_hub_id(locate_model(model.base)):
-            raise
-        return None, (f"memory is not planned, because the model's shape is not known here: {error}",)
+    return find_shape(recipe)
 
 
 def _is_tuned(recipe: Recipe) -> bool:
     return recipe.model.adapter == "run"
 
 
-def _row_sizes(recipe: Recipe, run: RunDirectory) -> RowSizes | None:
-    """Return how long the rows of the dataset are; None where it is not there yet."""
+def _only_member(recipe: Recipe) -> Member | None:
+    """Return the recipe's only adapter; None where it tunes none, or several."""
+    return build_roster(recipe)[0] if _is_tuned(recipe) and not has_several(recipe) else None
+
+
+def _row_sizes(recipe: Recipe, examples: Sequence[Example] | None) -> RowSizes | None:
+    """Return how long the rows of the dataset are; choices are laid out as those of one adapter only."""
     loss = finetune_settings(recipe.finetune).loss
-    if not run.exists(TRAIN) or (loss == "options" and (has_several(recipe) or not _is_tuned(recipe))):
-        return None
-    return bound_sizes(load_examples(run, "train"), loss, recipe.seed)
+    return row_sizes(recipe, examples) if loss != "options" or _only_member(recipe) else None
 
 
-def _known_micro_batch(recipe: Recipe, inventory: Inventory, shape: ModelShape | None) -> int | None:
-    """Return the most rows at once that this hardware was found to hold; None where nothing is known.
-
-    Records are by the hash of the weights: it is taken only where this hardware has a record, and of no hub's model.
-
-    Raises:
-        StorageError: the file of records is damaged.
-    """
-    if shape is None or not _is_tuned(recipe) or has_several(recipe) or is_hub_id(locate_model(recipe.model.base)):
-        return None
-    if not has_record(hardware_of(inventory)):
-        return None
-    return known_micro_batch(memory_parts(recipe, model_hash(recipe.model.base, recipe.model.revision), inventory))
-
-
-def _estimate_training(recipe: Recipe, run: RunDirectory, plan: Plan) -> TrainingEstimate:
-    """Return what tuning the adapter is expected to take."""
-    if not _is_tuned(recipe):
-        return TrainingEstimate(f"model.adapter is {recipe.model.adapter}: nothing is tuned")
-    if has_several(recipe):
-        return TrainingEstimate("several adapters: their paces are kept one by one as they end")
-    if run.exists(TRAIN):
-        rows = num_rows(load_examples(run, "train"), finetune_settings(recipe.finetune).loss, recipe.seed)
-    else:
-        rows = round(recipe.dataset.records * recipe.dataset.splits[0])
-    try:
-        pace = known_pace(pace_parts(recipe, plan.train, hardware_of(plan.inventory)))
-    except StorageError as error:
-        return TrainingEstimate(str(error))
-    epochs = finetune_settings(recipe.finetune).epochs
-    return estimate_training(pace, rows * epochs, plan.inventory, recipe.cluster.prices)
+def _estimate_training(
+    recipe: Recipe, run: RunDirectory, plan: Plan, examples: Sequence[Example] | None
+) -> TrainingEstimate:
+    """Return what tuning the only adapter is expected to take."""
+    member = _only_member(recipe)
+    if member is None:
+        return nothing_asked(recipe.model.adapter)
+    if is_trained(run, member):
+        return nothing_left(f"{member.folder}/ is there")
+    rows = count_rows(recipe, member.scope, examples)
+    return estimate_adapter(recipe, plan.train, plan.inventory, rows, plan.inventory, recipe.cluster.prices)
 
 
 def _load_population(recipe: Recipe, run: RunDirectory) -> Population | None:
@@ -229,53 +213,17 @@ def render_plan(outlook: Outlook) -> str:
     table = Table(title="Plan", title_justify="left", box=None, pad_edge=False)
     for column in ("what", "value", "why"):
         table.add_column(column, overflow="fold")
-    plan, work = outlook.plan, outlook.work
+    plan, work, training, adapters = outlook.plan, outlook.work, outlook.training, outlook.adapters
     for row in (
         ("inventory", _describe(plan.inventory), plan.inventory.source),
         *[("note", "", note) for note in plan.notes],
-        *(adapter_rows(outlook.adapters) or _training_rows(plan.train, outlook.training)),
+        *(adapter_rows(adapters, training) if adapters else training_rows(plan.train, training)),
         *_rows(plan, work),
         *_estimate_rows(plan, work, outlook.generation),
         ("scoring tasks", str(plan.evaluate.tasks.value), plan.evaluate.tasks.reason),
     ):
         table.add_row(*row)
     return render_table(table, 110).rstrip()
-
-
-def _training_rows(train: TrainPlan, estimate: TrainingEstimate) -> list[tuple[str, str, str]]:
-    """Return how the adapter is tuned; one line alone where none is."""
-    if estimate.reason.endswith("nothing is tuned"):
-        return [("training", "none", estimate.reason)]
-    least, most = train.least_workers, train.workers
-    count = str(most.value) if least.value == most.value else f"{least.value} to {most.value}"
-    where = ", ".join(f"{key}={value}" for key, value in train.selector.items())
-    memory = "not known" if train.memory_bytes is None else _in_gib(train.memory_bytes)
-    rows = [
-        ("training workers", count, f"{most.reason}; {least.reason}"),
-        *([("training nodes", where, "one kind of GPU: a step waits for its slowest worker")] if where else []),
-        ("threads a worker", str(train.threads.value), train.threads.reason),
-        (
-            "global batch",
-            f"{most.value} × {train.micro_batch.value} × {train.accumulation.value}",
-            "workers × micro-batch × accumulation; the recipe's, whatever the workers",
-        ),
-        ("micro-batch", str(train.micro_batch.value), train.micro_batch.reason),
-        ("training precision", train.dtype.value, train.dtype.reason),
-        ("training quantization", train.quantization.value, train.quantization.reason),
-        ("checkpointing", "yes" if train.checkpointing.value else "no", train.checkpointing.reason),
-        ("optimizer", train.optimizer.value, train.optimizer.reason),
-        ("attention", train.attention.value, train.attention.reason),
-        ("memory a worker", memory, "expected at the fullest moment, of its GPU or of the node"),
-    ]
-    if estimate.hours is None or estimate.tokens is None:
-        return [*rows, ("training hours", "not known", estimate.reason)]
-    rows.append(
-        ("training tokens", f"{estimate.tokens:,}", f"{estimate.rows:,} rows, {estimate.tokens_per_s:,.0f} a second")
-    )
-    rows.append(("training hours", f"{estimate.hours:.3g}", estimate.reason))
-    return rows + (
-        [("training cost", f"{estimate.cost:.4g}", estimate.cost_reason)] if estimate.cost is not None else []
-    )
 
 
 def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -287,7 +235,7 @@ def _rows(plan: Plan, work: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("precision", generate.dtype.value, generate.dtype.reason),
         ("quantization", generate.quantization.value, generate.quantization.reason),
         ("slots", str(generate.slots.value), generate.slots.reason),
-        ("key-value cache", _in_gib(generate.cache_bytes.value), generate.cache_bytes.reason),
+        ("key-value cache", in_gib(generate.cache_bytes.value), generate.cache_bytes.reason),
         ("threads an actor", str(generate.threads.value), generate.threads.reason),
     ]
 
@@ -306,10 +254,6 @@ def _estimate_rows(plan: Plan, work: dict[str, Any], estimate: Estimate) -> list
         ("hours", f"{estimate.hours:.3g}", f"{left}, {taken} with {estimate.start_up_s:.0f} s of start-up"),
     ]
     return rows + ([("cost", f"{estimate.cost:.4g}", estimate.cost_reason)] if estimate.cost is not None else [])
-
-
-def _in_gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size else "–"
 
 
 def _describe(inventory: Inventory) -> str:

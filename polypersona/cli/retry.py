@@ -25,18 +25,23 @@ def retry_command(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Ask again what a run has in quarantine, by the run's own recipe; what is answered joins its responses.
 
     Cells keep their seeds, so this mends what a lost device, a server or a limit of memory has spoiled. Run evaluate
-    and report again afterwards.
+    and report again afterwards. A bias battery is a run of its own, RUN/bias: run bias again after its retry.
 
     \b
     Example: polypersona retry runs/demo --set generate.actors=1
     """
     from polypersona import retry
+    from polypersona.bias import battery
 
     directory = RunDirectory.at(run)
     if directory.exists("run.json"):
         directory.refuse_unusable()
-        with hold(directory):
-            summary = retry.run(directory, overrides)
+        owner = battery.owner_of(directory)
+        with hold(owner or directory):  # bias holds the run that it is a part of
+            if owner is None:
+                summary = retry.run(directory, overrides)
+            else:
+                summary = battery.ask_again(directory, owner, overrides)
     else:
         summary = retry.run(directory, overrides)  # says what is not there, and makes no folder
     if as_json:

@@ -14,6 +14,9 @@ from polypersona.scheduling.generation_plan import GeneratePlan
 from polypersona.scheduling.machines import Inventory
 from polypersona.scheduling.training_pace import TrainingPace
 
+# Trainings named in a reason.
+MAX_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -103,7 +106,11 @@ def estimate_generation(
 
 @dataclass(frozen=True, slots=True)
 class TrainingEstimate:
-    """What tuning an adapter is expected to take; every figure is None where it is not known, and `reason` says why."""
+    """What tuning an adapter is expected to take; every figure is None where it is not known, and `reason` says why.
+
+    Of several adapters the rows and tokens are those of all, and `tokens_per_s` is None. Where nothing is left to tune
+    `hours` is 0.
+    """
 
     reason: str
     rows: int | None = None
@@ -142,6 +149,33 @@ def estimate_training(
         rows=round(rows),
         tokens=round(tokens),
         tokens_per_s=pace.tokens_per_s,
+        hours=hours,
+        cost=cost,
+        cost_reason=cost_reason,
+    )
+
+
+def estimate_together(
+    estimates: Mapping[str, TrainingEstimate], hours: float | None, inventory: Inventory, prices: Mapping[str, float]
+) -> TrainingEstimate:
+    """Return what several trainings are expected to take, side by side as far as they fit.
+
+    Args:
+        estimates: of those that are still to run, by name.
+        hours: from the begin of the first to the end of the last; None where one of them is not known.
+        inventory: what is paid for, busy or not.
+        prices: per hour, by Ray resource name.
+    """
+    if hours is None:
+        lost = [name for name, one in estimates.items() if one.hours is None]
+        more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+        return TrainingEstimate(f"of {', '.join(lost[:MAX_NAMED])}{more}: {estimates[lost[0]].reason}")
+    cost, cost_reason = _cost(hours, inventory, prices, "training")
+    reasons = "; ".join(dict.fromkeys(one.reason for one in estimates.values()))
+    return TrainingEstimate(
+        reason=f"from the begin of the first to the end of the last of {len(estimates)}; {reasons}",
+        rows=sum(one.rows or 0 for one in estimates.values()),
+        tokens=sum(one.tokens or 0 for one in estimates.values()),
         hours=hours,
         cost=cost,
         cost_reason=cost_reason,

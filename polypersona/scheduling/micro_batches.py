@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polypersona.scheduling.machines import GIB, Inventory
-from polypersona.scheduling.record_file import RecordFile, key_of
+from polypersona.scheduling.record_file import LEAVE_IT, RecordFile, SetAside, key_of
 
 FILE = "micro_batches.json"
 
@@ -56,6 +56,11 @@ def remember_micro_batch(parts: Mapping[str, Any], micro_batch: int, reason: str
     return _MICRO_BATCHES.put(parts, {"parts": parts, "micro_batch": micro_batch, "reason": reason, "date": date})
 
 
+def set_aside_micro_batches() -> SetAside | None:
+    """Keep a damaged file of them aside, and return what was wrong with it; None where nothing is."""
+    return _MICRO_BATCHES.set_aside()
+
+
 def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     if int(stored["micro_batch"]) < 1:
         raise ValueError("a record holds no row")
@@ -64,4 +69,4 @@ def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return stored
 
 
-_MICRO_BATCHES = RecordFile(FILE, "micro_batches", "file of known micro-batches", "Delete it.", _checked, dict)
+_MICRO_BATCHES = RecordFile(FILE, "micro_batches", "file of known micro-batches", LEAVE_IT, _checked, dict)

@@ -7,7 +7,7 @@ and lies on one node; the workers of a training may lie on several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from polypersona.errors import InfeasiblePlanError
@@ -54,7 +54,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """When and where a training runs, in units of the demands' sizes."""
+    """When and where a training runs, in units of the demands' sizes or of what was given in their place."""
 
     name: str
     nodes: tuple[int, ...]
@@ -89,9 +89,18 @@ def share_of(inventory: Inventory, count: int, workers: int | None = None) -> In
     threads = max(
         (each for each in range(1, max(cpus) + 1) if sum(one // each for one in cpus) >= lanes * least), default=1
     )
-    memory = min(int(node.memory_bytes * min(1.0, threads / max(node.cpus, 1))) for node in inventory.nodes)
-    has_bf16 = all(node.has_cpu_bf16 for node in inventory.nodes)
-    part = Node(cpus=float(threads * least), memory_bytes=memory * least, has_cpu_bf16=has_bf16)
+    nodes = inventory.nodes
+    shares = [min(1.0, threads / max(node.cpus, 1)) for node in nodes]
+    memory = min(int(node.memory_bytes * share) for node, share in zip(nodes, shares, strict=True))
+    installed = [node.physical_bytes or node.memory_bytes for node in nodes]
+    physical = min(int(size * share) for size, share in zip(installed, shares, strict=True))
+    part = Node(
+        cpus=float(threads * least),
+        memory_bytes=memory * least,
+        has_cpu_bf16=all(node.has_cpu_bf16 for node in nodes),
+        processor=" + ".join(sorted({node.processor for node in nodes if node.processor})),
+        physical_bytes=physical * least,
+    )
     return replace(inventory, nodes=(part,), source=f"a share of {inventory.source}")
 
 
@@ -148,8 +157,15 @@ def release(rooms: Sequence[Room], placed: Placed) -> tuple[Room, ...]:
     return _changed(rooms, placed, 1)
 
 
-def pack(demands: Sequence[Demand], inventory: Inventory) -> tuple[Stretch, ...]:
+def pack(
+    demands: Sequence[Demand], inventory: Inventory, lasts: Mapping[str, float] | None = None
+) -> tuple[Stretch, ...]:
     """Return when each training runs, by their begin; whenever one ends, the largest that fit begin.
+
+    Args:
+        demands: what each takes; `size` decides which is the largest.
+        inventory: what there is.
+        lasts: how long each takes, by name; its size unless given.
 
     Raises:
         InfeasiblePlanError: one of them does not fit the empty inventory.
@@ -161,8 +177,9 @@ def pack(demands: Sequence[Demand], inventory: Inventory) -> tuple[Stretch, ...]
         started, free = admit(waiting, free)
         for placed in started:
             waiting.remove(placed.demand)
-            running.append((now + placed.demand.size, placed))
-            done.append(Stretch(placed.demand.name, placed.nodes, now, now + placed.demand.size))
+            end = now + (placed.demand.size if lasts is None else lasts[placed.demand.name])
+            running.append((end, placed))
+            done.append(Stretch(placed.demand.name, placed.nodes, now, end))
         now = min(end for end, _ in running)
         for end, placed in [one for one in running if one[0] <= now]:
             running.remove((end, placed))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,8 +42,10 @@ def build_plan(
     shape: ModelShape | None = None,
     rows: RowSizes | None = None,
     most_micro_batch: int | None = None,
+    trained_in: Mapping[str, str] | None = None,
+    frozen: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Decide everything the recipe leaves to `auto`.
+    """Decide everything the recipe leaves to `auto`, except what the run has decided already.
 
     Args:
         recipe: what is asked for.
@@ -52,13 +55,18 @@ def build_plan(
         shape: the base model's; None where it is not known.
         rows: how long the rows of the dataset are; None for as long as finetune.max_length allows.
         most_micro_batch: the largest micro-batch that this hardware is known to hold; None where nothing is known.
+        trained_in: the precision that the run's first training has settled, by `model.dtype` and `model.quantization`;
+            None before that.
+        frozen: what the run's first start of generation has decided and run.json holds; None before that.
 
     Raises:
         InfeasiblePlanError: not even one actor or worker fits; the message names the shortest resource.
     """
     return Plan(
         inventory=inventory,
-        train=plan_training(recipe, inventory, shape=shape, rows=rows, most_micro_batch=most_micro_batch),
-        generate=plan_generation(recipe, inventory, num_shards, weight_bytes, shape=shape),
+        train=plan_training(
+            recipe, inventory, shape=shape, rows=rows, most_micro_batch=most_micro_batch, frozen=trained_in
+        ),
+        generate=plan_generation(recipe, inventory, num_shards, weight_bytes, frozen, shape),
         evaluate=plan_evaluation(inventory),
     )

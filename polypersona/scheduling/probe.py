@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from polypersona.records import digest
@@ -27,19 +28,22 @@ def probe_machine(visible: str | None = None) -> Node:
     Args:
         visible: the GPUs to count, as in `CUDA_VISIBLE_DEVICES`: indices or UUIDs; None for all.
     """
+    gpus, unknown = _read_gpus(visible)
+    return replace(probe_host(), gpus=gpus, unknown_gpus=unknown)
+
+
+def probe_host() -> Node:
+    """Return the facts of the machine this runs on but for its GPUs, which take longer to ask for."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = min(physical, memory_limit() or physical)
     cpus = float(len(os.sched_getaffinity(0)))
     facts = _processor_facts()
     flags = facts.get("flags", "").split()
-    gpus, unknown = _read_gpus(visible)
     return Node(
         min(cpus, cpu_quota() or cpus),
         memory,
-        gpus,
-        "avx512_bf16" in flags or "amx_bf16" in flags,
-        _processor(facts),
-        unknown_gpus=unknown,
+        has_cpu_bf16="avx512_bf16" in flags or "amx_bf16" in flags,
+        processor=_processor(facts),
         physical_bytes=memory,
     )
 

@@ -5,6 +5,7 @@ Knows files; no clock, and not what a record means.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,8 +19,24 @@ from polypersona.storage import RunDirectory
 
 Record = TypeVar("Record")
 FORMAT = 1
+# For a damaged file that the next training would set aside by itself.
+LEAVE_IT = "Delete it, or leave it: the next training keeps it aside and begins a new one."
 # Trainings beside each other are threads of one driver.
 _WRITING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A file that cannot be used: why, and under which path it is kept now; empty where it could not be moved."""
+
+    reason: str
+    kept_as: str
+
+    @property
+    def text(self) -> str:
+        """What became of it, as one sentence."""
+        what = f"it is kept as {self.kept_as}, and a new one is begun" if self.kept_as else "it is not used"
+        return f"{self.reason.rstrip('.')}; {what}."
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,29 @@ class RecordFile(Generic[Record]):
             stored = {key: dict(self.write(records[key])) for key in sorted(records)}
             folder.write_json(self.name, {"synthetic": True, "format": FORMAT, self.section: stored})
         return folder.path(self.name)
+
+    def set_aside(self) -> SetAside | None:
+        """Rename the file where it is damaged, so that a new one can be begun; None where nothing is wrong with it.
+
+        For a file that only spares work: what a training takes hours for does not stop because of it.
+        """
+        with _WRITING:
+            try:
+                self.load()
+            except StorageError as error:
+                return SetAside(error.message, self._rename())
+        return None
+
+    def _rename(self) -> str:
+        """Give the file a name that none has, and return its path; empty where that is not possible."""
+        try:
+            path = cache_folder().local_path(self.name)
+            names = (f"{self.name}.damaged{f'-{count}' if count > 1 else ''}" for count in itertools.count(1))
+            kept = next(place for name in names if not (place := path.with_name(name)).exists())
+            path.rename(kept)
+        except (StorageError, OSError):
+            return ""
+        return str(kept)
 
 
 def cache_folder() -> RunDirectory:

@@ -13,7 +13,7 @@ from typing import Any
 
 from polypersona.recipe import Recipe
 from polypersona.recipe_sections import finetune_settings
-from polypersona.scheduling.record_file import RecordFile, key_of
+from polypersona.scheduling.record_file import LEAVE_IT, RecordFile, SetAside, key_of
 from polypersona.scheduling.training_plan import TrainPlan
 
 FILE = "training_paces.json"
@@ -64,6 +64,11 @@ def remember_pace(parts: Mapping[str, Any], pace: TrainingPace) -> str:
     return _PACES.put(parts, {"parts": parts, "pace": asdict(pace)})
 
 
+def set_aside_paces() -> SetAside | None:
+    """Keep a damaged file of them aside, and return what was wrong with it; None where nothing is."""
+    return _PACES.set_aside()
+
+
 def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     pace = TrainingPace(**stored["pace"])
     if not (pace.tokens_per_s > 0 and pace.tokens_per_row > 0):
@@ -71,4 +76,4 @@ def _checked(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return stored
 
 
-_PACES = RecordFile(FILE, "training_paces", "file of training paces", "Delete it.", _checked, dict)
+_PACES = RecordFile(FILE, "training_paces", "file of training paces", LEAVE_IT, _checked, dict)

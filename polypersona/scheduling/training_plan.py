@@ -25,7 +25,8 @@ MAX_THREADS = 8
 SHORTER_ROWS = (512, 256, 128)
 # What a chat template may put around a message.
 TEMPLATE_TOKENS = 32
-_FROZEN = "frozen at the run's first start"
+# Why a precision is what it is where the run has settled it.
+FROZEN = "frozen at the run's first start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ class _Known:
         if self.recipe.model.quantization != "auto":
             return Decision(setup.quantization, "model.quantization in the recipe")
         if self.frozen is not None:
-            return Decision(setup.quantization, _FROZEN)
+            return Decision(setup.quantization, FROZEN)
         if choice is None:
             reason = "the size of the weights is not known here" if self.place.is_on_gpu else "no GPU"
             return Decision("none", f"{reason}: 16 or 32 bits")
@@ -294,7 +295,7 @@ def _choose_dtype(
     if recipe.model.dtype != "auto":
         return Decision(recipe.model.dtype, "model.dtype in the recipe")
     if frozen is not None:
-        return Decision(frozen["model.dtype"], _FROZEN)
+        return Decision(frozen["model.dtype"], FROZEN)
     return training_dtype(place.nodes, shape, uses_gpus=place.is_on_gpu)
 
 

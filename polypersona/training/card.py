@@ -14,6 +14,7 @@ from typing import Any
 from polypersona.location import mask_secrets
 from polypersona.models.catalogue import BASE_MODELS
 from polypersona.storage import RunDirectory, load_run
+from polypersona.training.hardware import render_hardware, render_wall_time
 
 CARD, TRAINING = "README.md", "training.json"
 ALONE, SEVERAL = "adapter", "adapters"
@@ -175,7 +176,7 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(training["seed"])),
         ("precision", f"{training['dtype']}, quantisation {training['quantization']}"),
         ("last training loss", _number(training["loss"])),
-        ("time", f"{training['seconds']:,.0f} s" + _resumed(training)),
+        ("wall time", render_wall_time(training.get("attempts", ()), training["seconds"]) + _resumed(training)),
     ]
     if best:
         rows.append(("kept", f"the adapter of step {best['step']}, by {best['metric']}"))
@@ -185,7 +186,9 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _resumed(training: Mapping[str, Any]) -> str:
-    return f", from step {training['first_step']} on" if training["first_step"] else ""
+    """Return what a record that knows the last attempt alone leaves out."""
+    is_last_alone = training["first_step"] and not training.get("attempts")
+    return f", from step {training['first_step']} on" if is_last_alone else ""
 
 
 def _validation(training: Mapping[str, Any]) -> str:
@@ -225,8 +228,9 @@ def _plan_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     plan, versions = training.get("plan", {}), training["versions"]
     rows = [
         ("ran as", f"{training['world_size']} workers on {'GPUs' if training['is_on_gpu'] else 'CPUs'}, "
-         f"{training['threads']} threads each, {training['batch_size']} × {training['accumulation']} examples a step"),
-        ("hardware", training.get("hardware") or "not recorded"),
+         f"{training['threads']} threads each, {training['batch_size']} × {training['accumulation']} examples a step, "
+         f"{training['dtype']}, quantisation {training['quantization']}"),
+        ("hardware", render_hardware(training.get("attempts", ()))),
     ]  # fmt: skip
     rows += [
         (f"planned {name.replace('_', ' ')}", f"{decision['value']}: {decision['reason']}")

@@ -24,7 +24,8 @@ class State:
     """How far a training is.
 
     `num_bad` counts validations since `best`. A training that `is_finished` left the adapter to keep in its checkpoint,
-    which is the best one's and need not be the last one's.
+    which is the best one's and need not be the last one's. `attempts` are the starts that led here, each with the step
+    it began at, its workers, its seconds up to here, and its machines by kind (`training.hardware`).
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class State:
     num_bad: int = 0
     is_finished: bool = False
     pending: list[float] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, trainable: Trainable, optimizer: Any, scaler: Any, state: State, best: Path) -> None:

@@ -21,13 +21,12 @@ from polypersona.fingerprint import diff
 from polypersona.models.adapters import CONFIG, TRAINING, WEIGHTS
 from polypersona.models.location import files_hash, model_hash, read_config
 from polypersona.recipe import Recipe
-from polypersona.recipe_sections import finetune_settings
 from polypersona.records import Example, digest
 from polypersona.scopes import EVERYTHING, Scope
 from polypersona.storage import RunDirectory, load_run
 from polypersona.training.artifacts import build_events
 from polypersona.training.card import data_facts, render_card
-from polypersona.training.job import TRAINING_VERSION
+from polypersona.training.job import TRAINING_VERSION, content_of
 
 FOLDER = "adapter"
 CHECKPOINTS = "train"
@@ -40,12 +39,9 @@ def training_content(recipe: Recipe, run_directory: RunDirectory, scope: Scope =
         ModelError: the base model cannot be found.
         StorageError: the dataset stage has not run.
     """
-    settings = finetune_settings(recipe.finetune).model_dump(mode="json")
     return {
-        "model.base": recipe.model.base,
+        **content_of(recipe),
         "base": model_hash(recipe.model.base, recipe.model.revision),
-        "seed": recipe.seed,
-        **{f"finetune.{name}": value for name, value in settings.items()},
         **{f"dataset.{split}": value for split, value in _data_hashes(run_directory, scope).items()},
         "renderer_version": RENDERER_VERSION,
         "training_version": TRAINING_VERSION,

@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polypersona.recipe_sections import FinetuneSettings
+from polypersona.recipe import Recipe
+from polypersona.recipe_sections import FinetuneSettings, finetune_settings
 
 # Raised when the same job would make another adapter.
 TRAINING_VERSION = 3
+
+
+def content_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what of an adapter's content the recipe says by itself, flat: all but data, weights and precision."""
+    settings = finetune_settings(recipe.finetune).model_dump(mode="json")
+    return {
+        "model.base": recipe.model.base,
+        "seed": recipe.seed,
+        **{f"finetune.{name}": value for name, value in settings.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,9 @@ class Outcome:
     `seconds` and `attempt_tokens` are this attempt's; the other token counts are of all steps. Padding is excluded.
     `num_shortened` prompts, of training and validation, were longer than a row may be and lost their head. `batch_size`
     and `accumulation` are those of the last step of the first worker. `shortages` are its changes of the micro-batch
-    for want of memory. `best` says which step's adapter was kept and why, None for the last one's. `is_stopped_early`
-    says that `steps` is less than was planned, because validation no longer improved.
+    for want of memory. `attempts` are all starts, as `checkpoints.State` has them. `best` says which step's adapter was
+    kept and why, None for the last one's. `is_stopped_early` says that `steps` is less than was planned, because
+    validation no longer improved.
     """
 
     log: tuple[dict[str, float], ...]
@@ -66,5 +78,6 @@ class Outcome:
     targets: tuple[str, ...]
     targets_inferred: bool
     shortages: tuple[dict[str, Any], ...] = ()
+    attempts: tuple[dict[str, Any], ...] = ()
     best: dict[str, Any] | None = None
     is_stopped_early: bool = False

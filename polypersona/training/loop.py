@@ -8,11 +8,12 @@ step, adds up the same gradient in another order, and draws other dropout.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from polypersona.training.checkpoints import State, load_checkpoint, save_best, 
 from polypersona.training.choices import encode_choices
 from polypersona.training.encoding import EncodedRow, EncodedRows, encode_examples, num_shared_tokens
 from polypersona.training.gradients import ShareOfStep
+from polypersona.training.hardware import count_machines
 from polypersona.training.job import Outcome, TrainingJob
 from polypersona.training.optimizing import build_optimizer, clip, learning_rate
 from polypersona.training.sampling import accumulation_of, num_steps, steps_per_epoch, training_order
@@ -47,12 +49,16 @@ MAX_LOG_POINTS = 500
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process stands: its rank among `world_size`, its device, and a local folder of its own."""
+    """Where this process stands: its rank among `world_size`, its device, and a local folder of its own.
+
+    `machine` is what `hardware.describe_machine` says of it; empty where nobody asks what the training ran on.
+    """
 
     folder: Path
     device: str = "cpu"
     rank: int = 0
     world_size: int = 1
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,9 @@ def train(
     questions = choose_questions(validation, _whole_rows(tokenizer, validation, job), job.settings.validation_rows)
     trainable = build_trainable(job, place.device)
     training = _Training(job, tokenizer, encoded, held_out, questions, trainable, place, listeners)
-    begin = time.perf_counter()
     first_step = training.resume(resume_from) if resume_from else 0
     training.run()
-    return training.outcome(first_step, time.perf_counter() - begin)
+    return training.outcome(first_step)
 
 
 def encode_rows(tokenizer: Any, examples: Sequence[Example], job: TrainingJob) -> EncodedRows:
@@ -163,6 +168,8 @@ class _Training:
         self._shortages: list[dict[str, Any]] = []
         self._best_file = place.folder / "best.safetensors"
         place.folder.mkdir(parents=True, exist_ok=True)
+        self._attempt: dict[str, Any] | None = None
+        self._begin = time.perf_counter()
 
     def resume(self, folder: Path) -> int:
         """Go on from a checkpoint and return its step; a micro-batch it had shrunk to is kept."""
@@ -176,6 +183,8 @@ class _Training:
         state = self._state
         self._listeners.on_begin(state)
         state.world_size = self._place.world_size
+        if not state.is_finished:
+            self._begin_attempt()
         self._listeners.on_step(state.step)
         self._trainable.model.train()
         while state.step < self._steps and not state.is_finished:
@@ -191,8 +200,28 @@ class _Training:
                 self._save()
             self._listeners.on_step(state.step)
 
-    def outcome(self, first_step: int, seconds: float) -> Outcome:
+    def _begin_attempt(self) -> None:
+        """Note where this start began and what it runs on; every rank takes part."""
+        place = self._place
+        machines: list[Any] = [place.machine]
+        if place.world_size > 1:
+            machines = [{} for _ in range(place.world_size)]
+            with contextlib.nullcontext() if place.device == "cpu" else torch.cuda.device(place.device):
+                distributed.all_gather_object(machines, dict(place.machine))
+        facts = {"step": self._state.step, "workers": place.world_size, "seconds": 0.0}
+        self._attempt = {**facts, "machines": count_machines(machines)}
+        self._state.attempts.append(self._attempt)
+
+    def _seconds(self) -> float:
+        """Return how long this start has taken, and note it where there was something left to train."""
+        seconds = time.perf_counter() - self._begin
+        if self._attempt is not None:
+            self._attempt["seconds"] = seconds
+        return seconds
+
+    def outcome(self, first_step: int) -> Outcome:
         """Return what came of it."""
+        seconds = self._seconds()
         rows, state, place = self._encoded.rows, self._state, self._place
         batch = self._job.settings.global_batch
         done = self._order[: state.step * batch]
@@ -212,6 +241,7 @@ class _Training:
             targets=self._trainable.targets.names,
             targets_inferred=self._trainable.targets.is_inferred,
             shortages=tuple(self._shortages),
+            attempts=tuple(state.attempts),
             best=state.best,
             is_stopped_early=state.step < self._steps,
         )
@@ -317,6 +347,7 @@ class _Training:
             folder = self._place.folder / f"checkpoint-{state.step}"
             state.micro_batch = self._share.micro_batch
             state.pending = [float(loss) for loss in self._window]
+            self._seconds()
             shutil.rmtree(folder, ignore_errors=True)
             save_checkpoint(folder, self._trainable, self._optimizer, self._scaler, state, self._best_file)
         self._listeners.on_checkpoint(metrics, folder)

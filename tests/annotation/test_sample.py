@@ -83,6 +83,14 @@ def test_the_sample_does_not_depend_on_how_rows_lie_in_shards(run, answers, tmp_
     assert draw(other, 50) == draw(run, 50)
 
 
+def test_a_file_that_is_not_the_runs_own_is_not_drawn_from(run, tmp_path):
+    other = RunDirectory.at(tmp_path)
+    for name in run.names("responses", ".parquet"):
+        other.write(name, run.read(name))
+    other.write("responses/notes-f00d.parquet", b"somebody's notes")
+    assert draw(other, 48) == draw(run, 48)
+
+
 def test_what_raters_see_says_nothing_of_the_kind(run):
     for entry in draw(run, 20):
         assert set(entry.blinded()) == {"id", "card", "about", "domain", "question", "options", "answer"}

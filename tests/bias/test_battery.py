@@ -11,8 +11,10 @@ from polypersona import generate
 from polypersona.bias import battery
 from polypersona.cli.main import cli
 from polypersona.errors import StorageError
+from polypersona.lease import hold
 from polypersona.ledger import RESPONSES, Box, Ledger, shard_name
 from polypersona.recipe import build_recipe
+from polypersona.recipe_sections import PanelRecipe
 from polypersona.storage import RunDirectory, update_run
 from polypersona.verify import verify
 
@@ -86,6 +88,42 @@ def test_the_command_prints_effects_and_the_drift_to_another_run(local_ray, tmp_
     drift = {row["name"]: row for row in stored["drift"]}
     assert (drift["acquiescence"]["change"], drift["typo"]["change"]) == (0, 0)
     assert drift["middle"]["is_comparable"]
+
+
+@pytest.mark.ray
+def test_retry_of_a_batterys_own_run_asks_its_quarantined_forms_again(local_ray, tmp_path):
+    rows: list[dict[str, object]] = [{"id": f"p{place}", "age": 20 + place} for place in range(6)]
+    rows[2] |= {"fake_failure": "error", "fake_once": str(tmp_path / "failed")}
+    (tmp_path / "panel.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"shard_personas": 3, "actors": 1, "max_attempts": 1, "max_quarantined": 1.0}
+    recipe = recipe_of(tmp_path, **options).model_copy(
+        update={"panel": PanelRecipe(source=str(tmp_path / "panel.jsonl"))}
+    )
+    battery.run(recipe, sample=5)
+    nested = tmp_path / "run" / "bias"
+    quarantined = verify(RunDirectory.at(nested)).quarantined
+    assert quarantined > 0
+    command = ["retry", str(nested), "--json", "--set", "generate.max_attempts=2"]
+    with hold(RunDirectory.at(tmp_path / "run")):  # as `bias` holds it
+        refused = CliRunner().invoke(cli, command)
+    assert "is held by" in str(refused.exception)
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["asked"], told["answered"], told["quarantined"]) == (quarantined, quarantined, 0)
+    assert verify(RunDirectory.at(nested)).is_clean
+    assert {row["personas"] for row in battery.run(recipe, sample=5)["effects"] if row["n"]} == {5}
+
+
+def test_a_batterys_run_is_told_from_a_run_of_its_name(tmp_path):
+    nested = RunDirectory.at(tmp_path / "run" / "bias")
+    for items, owner in ((("a",), None), (("a", "a#reversed"), RunDirectory.at(tmp_path / "run"))):
+        plan = {"recipe": {"name": "bias"}, "ledger": Ledger(8).extend(Box(5, items)).as_json()}
+        update_run(nested, plan)
+        assert battery.owner_of(nested) == owner
+        update_run(nested, plan | {"recipe": {"name": "other"}})
+        assert battery.owner_of(nested) is None
+    assert battery.owner_of(RunDirectory.at(tmp_path / "nowhere")) is None
 
 
 def test_a_run_without_a_battery_is_no_measure_of_drift(tmp_path):

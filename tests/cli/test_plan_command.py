@@ -7,12 +7,17 @@ from click.testing import CliRunner
 
 from polypersona.cli.plan import make_plan
 from polypersona.cli.stages import plan_command
+from polypersona.ledger import Box, Ledger
+from polypersona.models.shapes import load_shape
 from polypersona.recipe import build_recipe, load_recipe
 from polypersona.scheduling.inventory import load_inventory
 from polypersona.scheduling.machines import GIB
 from polypersona.scheduling.micro_batches import hardware_of
+from polypersona.scheduling.packing import share_of
 from polypersona.scheduling.training_pace import FILE, TrainingPace, pace_parts, remember_pace
 from polypersona.scheduling.training_plan import plan_training
+from polypersona.storage import RunDirectory, update_run
+from polypersona.training.job import content_of
 
 RECIPE = """name: planned
 out: OUT
@@ -63,8 +68,6 @@ def test_the_pace_of_an_earlier_training_gives_hours_and_a_cost(recipe, cluster)
     loaded = load_recipe(recipe)
     inventory = load_inventory(cluster)
     shown = json.loads(plan(recipe, "--inventory", cluster, "--json").output)["train"]
-    from polypersona.models.shapes import load_shape
-
     decided = plan_training(loaded, inventory, shape=load_shape(loaded.model.base))
     assert decided.as_json() == shown
     remember_pace(pace_parts(loaded, decided, hardware_of(inventory)), TrainingPace(1000.0, 100.0, "2026-01-02"))
@@ -78,6 +81,69 @@ def test_the_pace_of_an_earlier_training_gives_hours_and_a_cost(recipe, cluster)
     for other in ("finetune.rank=4", "finetune.max_length=512", "model.base=microsoft/phi-2"):
         later = json.loads(plan(recipe, *priced, "--set", other, "--json").output)
         assert later["training_estimate"]["hours"] is None, other
+
+
+def test_a_sweep_has_hours_and_a_cost_of_its_own(recipe, cluster):
+    sweep = ("--inventory", cluster, "--set", "cluster.prices={GPU: 3}", "--set", "finetune.sweep={rank: [8, 16]}")
+    assert "polypersona finetune keeps its pace" in " ".join(plan(recipe, *sweep).output.split())
+    shown = json.loads(plan(recipe, *sweep, "--json").output)
+    assert shown["training_estimate"]["hours"] is None
+    loaded = load_recipe(recipe)
+    share = share_of(load_inventory(cluster), 2)
+    for one, pace in zip(shown["adapters"], (1000.0, 500.0), strict=True):
+        settings = loaded.finetune.model_copy(update={"rank": one["rank"]})
+        alone = loaded.model_copy(update={"finetune": settings})
+        decided = plan_training(alone, share, shape=load_shape(loaded.model.base))
+        assert decided.as_json() == one["plan"]
+        remember_pace(pace_parts(alone, decided, hardware_of(share)), TrainingPace(pace, 100.0, "2026-01-02"))
+    estimate = json.loads(plan(recipe, *sweep, "--json").output)["training_estimate"]
+    rows = round(3568 * 0.8) * 3
+    assert estimate["rows"] == 2 * rows
+    assert estimate["hours"] == pytest.approx(rows * 100 / 500 / 3600)  # of the slower: the other ends before it
+    assert estimate["cost"] == pytest.approx(estimate["hours"] * 2 * 3)
+    assert "training hours" in plan(recipe, *sweep).output
+
+
+def test_the_precision_that_a_resume_would_keep_is_shown(recipe, cluster, tmp_path):
+    fresh = json.loads(plan(recipe, "--inventory", cluster, "--json").output)
+    assert (fresh["train"]["dtype"]["value"], fresh["train"]["quantization"]["value"]) == ("bf16", "none")
+    assert (fresh["generate"]["dtype"]["value"], fresh["generate"]["slots"]["value"]) == ("bf16", 128)
+    run = RunDirectory.at(tmp_path / "runs" / "planned")
+    frozen = {
+        "engine": "packed", "dtype": "fp32", "quantization": "nf4", "slots": 7, "cache_bytes": GIB, "threads": 1,
+        "shard_personas": 4,
+    }  # fmt: skip
+    settled = {"finetune": {"model.dtype": "fp32", "model.quantization": "int8"}}
+    ledger = Ledger(4).extend(Box(40, ("healthcare.likert.01", "healthcare.open.01")))
+    update_run(run, {"plan": settled, "fingerprint": "f00d", "frozen": frozen, "ledger": ledger.as_json()})
+    why = "frozen at the run's first start"
+    shown = json.loads(plan(recipe, "--inventory", cluster, "--json").output)
+    assert shown["train"]["dtype"] == {"value": "fp32", "reason": why}
+    assert shown["train"]["quantization"] == {"value": "int8", "reason": why}
+    assert shown["generate"]["dtype"]["value"] == "bf16"  # nothing is committed: a start would decide anew
+    run.write("responses/shard-00000-f00d.parquet", b"committed")
+    shown = json.loads(plan(recipe, "--inventory", cluster, "--json").output)["generate"]
+    assert [shown[name] for name in ("dtype", "quantization", "slots")] == [
+        {"value": value, "reason": why} for value in ("fp32", "nf4", 7)
+    ]
+    assert " ".join(plan(recipe, "--inventory", cluster).output.split()).count(why) >= 5
+
+
+def test_an_adapter_that_is_there_takes_no_hours(recipe, cluster, tmp_path):
+    run = RunDirectory.at(tmp_path / "runs" / "planned")
+    run.write_json("adapter/training.json", {"content": content_of(load_recipe(recipe))})
+    assert "training finished, bf16, none adapter/ is there" in " ".join(
+        plan(recipe, "--inventory", cluster).output.split()
+    )
+    shown = json.loads(plan(recipe, "--inventory", cluster, "--json").output)
+    assert shown["training_estimate"]["hours"] == 0
+    changed = plan(recipe, "--inventory", cluster, "--set", "finetune.rank=4").output
+    assert "training workers" in changed
+
+
+def test_rows_of_a_source_are_not_invented(recipe, cluster):
+    said = plan(recipe, "--inventory", cluster, "--json", "--set", "dataset.source=nowhere.jsonl").output
+    assert json.loads(said)["training_estimate"]["reason"] == "the dataset stage makes its rows first"
 
 
 def test_a_damaged_file_of_paces_keeps_nobody_from_planning(recipe, cluster, tmp_path):
@@ -106,10 +172,12 @@ def test_nothing_is_tuned_where_no_adapter_is_asked_for(recipe, cluster):
 
 def test_weights_are_read_only_where_something_is_known_of_the_hardware(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("polypersona.cli.plan.model_hash", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("polypersona.cli.plan_training.model_hash", lambda *_: pytest.fail("the weights were read"))
     asked = build_recipe({"name": "x", "out": str(tmp_path), "panel": {"size": 8}})
     assert make_plan(asked).plan.train.micro_batch.value >= 1
     (tmp_path / "cache" / "polypersona").mkdir(parents=True, exist_ok=True)
     for damaged in ("{", '{"format": 1, "micro_batches": {"a": {"micro_batch": 4}}}'):
         (tmp_path / "cache" / "polypersona" / "micro_batches.json").write_text(damaged)
-        assert any("micro_batches.json is damaged" in note for note in make_plan(asked).plan.notes)
+        [note] = [one for one in make_plan(asked).plan.notes if "micro_batches.json is damaged" in one]
+        assert note.endswith("Delete it, or leave it: the next training keeps it aside and begins a new one.")
+        assert (tmp_path / "cache" / "polypersona" / "micro_batches.json").read_text() == damaged

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from polypersona.errors import InfeasiblePlanError
 from polypersona.scheduling.machines import GIB, Gpu, Inventory, Node
+from polypersona.scheduling.micro_batches import hardware_of
 from polypersona.scheduling.packing import Demand, admit, choose_held, pack, place, rooms_of, share_of
 
 T4, A100 = Gpu("T4", 16 * GIB, 7.5), Gpu("A100", 80 * GIB, 8.0)
@@ -102,6 +103,21 @@ def test_on_two_cores_two_run_at_a_time_with_a_thread_each() -> None:
     assert share_of(LAPTOP, 4).nodes[0].cpus == 1
     stretches = pack([Demand(name, 1, 1.0, size=size) for name, size in zip("abcd", (3, 4, 2, 1), strict=True)], LAPTOP)
     assert [(one.name, one.begin) for one in stretches] == [("b", 0), ("a", 0), ("c", 3), ("d", 4)]
+
+
+def test_how_long_each_takes_may_be_given_in_place_of_its_size() -> None:
+    wanted = [Demand(name, 1, 1.0, size=size) for name, size in zip("abc", (3, 2, 1), strict=True)]
+    stretches = pack(wanted, LAPTOP, {"a": 0.5, "b": 4.0, "c": 1.0})
+    assert [(one.name, one.begin, one.end) for one in stretches] == [("a", 0, 0.5), ("b", 0, 4.0), ("c", 0.5, 1.5)]
+
+
+def test_a_share_of_a_machine_is_of_its_kind_however_much_of_its_memory_is_free() -> None:
+    shares = [
+        share_of(Inventory((Node(4, free * GIB, processor="AMD EPYC", physical_bytes=32 * GIB),)), 4)
+        for free in (8, 20)
+    ]
+    assert [hardware_of(share) for share in shares] == ["AMD EPYC, 8 GiB"] * 2
+    assert [share.nodes[0].memory_bytes for share in shares] == [2 * GIB, 5 * GIB]
 
 
 def test_gpus_are_dealt_out_whole_and_planned_by_the_weakest() -> None:

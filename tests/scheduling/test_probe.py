@@ -1,6 +1,7 @@
 """pytest tests/scheduling/test_probe.py. A stand-in for nvidia-smi on the path; control groups in folders."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from polypersona.scheduling import inventory, probe
 from polypersona.scheduling.inventory import local_inventory
 from polypersona.scheduling.machines import GIB, Inventory, Node
 from polypersona.scheduling.micro_batches import hardware_of
-from polypersona.scheduling.probe import cpu_quota, memory_limit, probe_machine
+from polypersona.scheduling.probe import cpu_quota, memory_limit, probe_host, probe_machine
 
 LISTED = """NVIDIA A100, 81920, 8.0, 80000, GPU-aaa1
 NVIDIA T4, 16384, 7.5, 12000, GPU-bbb2
@@ -77,6 +78,12 @@ def test_the_machine_is_one_kind_of_hardware_whatever_of_its_memory_is_free():
     assert 1 <= own.cpus <= len(os.sched_getaffinity(0))
     joined = Node(2, own.memory_bytes // 2, processor=own.processor, physical_bytes=own.physical_bytes)
     assert hardware_of(Inventory((joined,))) == hardware_of(Inventory((own,)))
+
+
+def test_a_host_is_the_machine_without_its_devices(nvidia_smi):
+    machine = probe_machine()
+    assert machine.gpus
+    assert probe_host() == replace(machine, gpus=(), unknown_gpus=0)
 
 
 def test_a_part_of_a_device_is_of_unknown_kind(nvidia_smi):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from polypersona.storage import RunDirectory, update_run
 from polypersona.training.card import data_facts, kept_entry, render_card, write_scores_into_cards
 
@@ -61,15 +63,29 @@ def test_the_card_says_base_data_leaks_settings_plan_time_and_both_licences(tmp_
         "| whole dataset: personas in validation and training | 2 of 10 |",
         "| whole dataset: validation rows that are in training, answer included | 1 of 40 |",
         "| LoRA | rank 16, alpha 32, dropout 0.05 |",
-        "| time | 61 s |",
+        "| wall time | 1 min 01 s |",
         "| planned workers | 2: 2 GPUs, a whole one each |",
-        "| ran as | 2 workers on GPUs, 1 threads each, 2 × 4 examples a step |",
+        "| ran as | 2 workers on GPUs, 1 threads each, 2 × 4 examples a step, bf16, quantisation nf4 |",
+        "| hardware | not recorded |",
         "| loss | 1.7500 | 40 |",
         "Not evaluated yet",
     ):
         assert said in card
     assert "# LoRA adapter for synthetic survey responses\n" in card
     assert "| licence of the data's source | not recorded |" in render_card(training()).decode()
+
+
+def test_the_card_says_what_the_training_ran_on_and_not_what_renders_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polypersona.training.hardware.probe_host", lambda: pytest.fail("this machine was looked at"))
+    kind = {
+        "processor": "Intel Xeon", "cpus": 96.0, "memory_bytes": 1000 << 30, "accelerator": "NVIDIA H100",
+        "accelerator_bytes": 80 << 30, "nodes": 2, "workers": 2,
+    }  # fmt: skip
+    attempts = [{"step": 0, "workers": 2, "seconds": 7200.0, "machines": [kind]}]
+    card = render_card(training(attempts=attempts)).decode()
+    assert "| hardware | 2 nodes (Intel Xeon, 96 CPUs, 1000 GiB each), 2 workers on 2 × NVIDIA H100 (80 GiB) |" in card
+    assert "| wall time | 2 h 00 min |" in card
+    assert "| wall time | 1 min 01 s, from step 4 on |" in render_card(training(first_step=4)).decode()
 
 
 def test_a_card_shows_no_key_of_a_store() -> None:

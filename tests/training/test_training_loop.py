@@ -13,6 +13,8 @@ from training_runs import make_examples, make_job, run_training
 
 from polypersona.errors import ModelError, RunFailedError
 from polypersona.models.loading import load_tokenizer
+from polypersona.recipe import build_recipe
+from polypersona.recipe_sections import finetune_settings
 from polypersona.records import Example
 from polypersona.training import loop
 from polypersona.training.artifacts import build_events, build_training
@@ -39,6 +41,24 @@ def test_a_resumed_training_ends_bit_equal(base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_every_start_is_kept_with_what_it_ran_on_and_how_long(base: Path, tmp_path: Path) -> None:
+    job = make_job(base, epochs=5)
+    here, there = ({"node": name, "processor": name, "cpus": 2.0} for name in ("here", "there"))
+    whole, saved = run_training(job, tmp_path / "first", machine=here)
+    assert whole.attempts == ({"step": 0, "workers": 1, "seconds": whole.seconds, "machines": [kind(here)]},)
+    resumed, again = run_training(job, tmp_path / "second", saved[20], machine=there)
+    first, second = resumed.attempts
+    assert (first["step"], first["machines"]) == (0, [kind(here)])
+    assert 0 < first["seconds"] < whole.seconds
+    assert second == {"step": 20, "workers": 1, "seconds": resumed.seconds, "machines": [kind(there)]}
+    ended, _ = run_training(job, tmp_path / "third", again[25])
+    assert [one["step"] for one in ended.attempts] == [0, 20]  # nothing was left to train
+
+
+def kind(machine: dict[str, Any]) -> dict[str, Any]:
+    return {"processor": machine["processor"], "cpus": machine["cpus"], "nodes": 1, "workers": 1}
+
+
 def test_the_loss_falls_and_validation_is_measured_at_each_epoch_end(base: Path, tmp_path: Path) -> None:
     outcome, _ = run_training(make_job(base), tmp_path)
     assert [entry["step"] for entry in outcome.log if "eval_loss" in entry] == [5, 10]
@@ -63,6 +83,23 @@ def test_a_quantised_base_trains_in_bf16(quantization: Any, base: Path, tmp_path
     assert outcome.log[-1]["loss"] < outcome.log[0]["loss"]
     weights = load_file(saved[10] / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_that_the_recipe_allows(base: Path, tmp_path: Path) -> None:
+    norms, adapters = {}, {}
+    for most in (0.3, 1e-9):
+        recipe = build_recipe({"name": "x", "panel": {"size": 3}, "finetune": {"max_grad_norm": most}})
+        job = make_job(base, max_grad_norm=finetune_settings(recipe.finetune).max_grad_norm, epochs=1, dropout=0.0)
+        outcome, saved = run_training(job, tmp_path / str(most))
+        norms[most] = [entry["grad_norm"] for entry in outcome.log]
+        adapters[most] = load_file(saved[5] / "adapter_model.safetensors")
+    assert norms[0.3][0] == norms[1e-9][0] > 0.3  # the log has the norm before
+    # Adam divides by the size of the gradients, except where they are as small as its ε of 1e-8.
+    largest = {
+        most: max(float(one.abs().max()) for name, one in found.items() if "lora_B" in name)
+        for most, found in adapters.items()
+    }
+    assert 0 < largest[1e-9] < 0.5 * largest[0.3]
 
 
 def test_a_loss_that_is_no_number_stops_the_training(base: Path, tmp_path: Path) -> None:
