@@ -31,6 +31,7 @@ from polypersona.evaluation.parts import map_parts, share_out
 from polypersona.evaluation.personas import score_personas
 from polypersona.evaluation.pool import score_pairs
 from polypersona.evaluation.ratings import annotations_digest, rated_scores
+from polypersona.evaluation.reference_pairs import ReferencePairs
 from polypersona.fingerprint import digest_of
 from polypersona.location import mask_secrets
 from polypersona.metrics.bertscore import encoder_of, with_values
@@ -135,7 +136,7 @@ def _with_bertscores(
     encoder = encoder_of(settings.metrics)
     if encoder is None or settings.references is None:
         return settings, {}
-    known, summary = score_pairs(directory, settings, encoder, files, num_rows, inventory)
+    known, summary = score_pairs(directory, ReferencePairs(settings), encoder, files, num_rows, inventory)
     return replace(settings, metrics=with_values(settings.metrics, known)), summary.as_json()
 
 
