@@ -27,19 +27,22 @@ from polypersona.evaluation.basis import (
     read_rows,
     response_files,
 )
+from polypersona.evaluation.card_pairs import CardPairs
 from polypersona.evaluation.parts import map_parts, share_out
-from polypersona.evaluation.personas import score_personas
+from polypersona.evaluation.personas import committed_blocks, score_personas
 from polypersona.evaluation.pool import score_pairs
 from polypersona.evaluation.ratings import annotations_digest, rated_scores
+from polypersona.evaluation.reference_pairs import ReferencePairs
 from polypersona.fingerprint import digest_of
 from polypersona.location import mask_secrets
 from polypersona.metrics.bertscore import encoder_of, with_values
-from polypersona.metrics.sums import Kind
+from polypersona.metrics.personas import PersonaMetrics
+from polypersona.metrics.sums import Kind, Sums
 from polypersona.metrics.table import Row, build_rows, build_set_rows, conditioning
 from polypersona.population import load_population
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe
-from polypersona.records import DISPOSITIONS
+from polypersona.records import DISPOSITIONS, Item
 from polypersona.scheduling.evaluation_plan import plan_evaluation
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scheduling.machines import Inventory
@@ -92,6 +95,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     settings, basis = build_settings(recipe, directory, reference)
     people = persona_metrics(recipe, population)
     basis["personas"] = people.signatures
+    basis["embedding"] = people.similarity.comparison.identity if people.similarity else None
     num_planned = int(stored["ledger"]["num_cells"])
     basis |= {"caption": _caption(recipe, settings, reference), "num_planned": num_planned}
     key = digest_of({"files": file_facts(directory, files), "basis": basis, "version": SCORES_VERSION})
@@ -104,11 +108,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
         scores = directory.read_json(SCORES)
     else:
         inventory = start_ray(recipe.cluster.limits)
-        settings, state["bertscore"] = _with_bertscores(directory, settings, files, num_planned, inventory)
-        num_cpus = plan_evaluation(inventory).tasks.value
-        partial = _score_files(directory, settings, files, num_cpus)
-        about_people = score_personas(directory, stored, people, population.items, num_cpus)
-        partial.persona_rows = {kind: people.build_rows(about_people, kind, population.items) for kind in TABLES}
+        partial, state["bertscore"] = _score_responses(directory, settings, files, num_planned, inventory)
+        sums, state["card_similarity"] = _score_people(directory, stored, people, population.items, inventory)
+        partial.persona_rows = {kind: people.build_rows(sums, kind, population.items) for kind in TABLES}
         scores = _build_scores(recipe, settings, partial, reference, num_planned)
         for kind, name in TABLES.items():
             directory.write(f"scores/{name}.parquet", _render_rows(_rows_of(settings, partial, kind)))
@@ -128,15 +130,40 @@ def _measure(job: tuple[RunDirectory, Settings], files: Sequence[str]) -> tuple[
     return len(files), scorer.partial
 
 
-def _with_bertscores(
+def _score_responses(
     directory: RunDirectory, settings: Settings, files: Sequence[str], num_rows: int, inventory: Inventory
-) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings with the values of all pairs, where BERTScore is wanted, and what was done for them."""
+) -> tuple[Partial, dict[str, Any]]:
+    """Return the statistics of all files, and what was done for BERTScore; nothing where it is not measured.
+
+    The values of its pairs are held by this call alone.
+    """
     encoder = encoder_of(settings.metrics)
-    if encoder is None or settings.references is None:
-        return settings, {}
-    known, summary = score_pairs(directory, settings, encoder, files, num_rows, inventory)
-    return replace(settings, metrics=with_values(settings.metrics, known)), summary.as_json()
+    done: dict[str, Any] = {}
+    if encoder is not None and settings.references is not None:
+        known, summary = score_pairs(directory, ReferencePairs(settings), encoder, files, num_rows, inventory)
+        settings, done = replace(settings, metrics=with_values(settings.metrics, known)), summary.as_json()
+    return _score_files(directory, settings, files, plan_evaluation(inventory).tasks.value), done
+
+
+def _score_people(
+    directory: RunDirectory,
+    stored: dict[str, Any],
+    people: PersonaMetrics,
+    items: Sequence[Item],
+    inventory: Inventory,
+) -> tuple[Sums, dict[str, Any]]:
+    """Return the sums of whole personas, and what was done for card similarity; nothing where it is not measured.
+
+    The values of its pairs are held by this call alone.
+    """
+    similarity = people.similarity
+    done: dict[str, Any] = {}
+    if similarity is not None:
+        source, num_rows = CardPairs(similarity, people.seed), int(stored["ledger"]["num_cells"])
+        files = [name for block in committed_blocks(directory, stored) for name in block]
+        known, summary = score_pairs(directory, source, similarity.comparison, files, num_rows, inventory)
+        people, done = people.with_values(known), summary.as_json()
+    return score_personas(directory, stored, people, items, plan_evaluation(inventory).tasks.value), done
 
 
 def _score_files(directory: RunDirectory, settings: Settings, files: Sequence[str], num_cpus: int) -> Partial:
@@ -221,6 +248,10 @@ def _caption(recipe: Recipe, settings: Settings, reference: str) -> str:
         )
     if recipe.evaluate.bertscore_model is None:
         parts.append("BERTScore is not in the table: the recipe names no encoder (evaluate.bertscore_model).")
+    if recipe.evaluate.embedding_model is None:
+        parts.append(
+            "Card similarity is not in the table: the recipe names no sentence encoder (evaluate.embedding_model)."
+        )
     return " ".join(parts)
 
 

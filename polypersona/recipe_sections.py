@@ -292,11 +292,16 @@ class GenerateRecipe(Section):
 
 
 class EvaluateRecipe(Section):
-    """What the responses are scored against. Evaluation makes no response, so all of it may change freely."""
+    """What the responses are scored against. Evaluation makes no response, so all of it may change freely.
+
+    `bertscore_model` and `embedding_model` are encoders, by folder or hub id: for BERTScore, and for the similarity of
+    answers to cards. Neither is measured without its encoder.
+    """
 
     metrics: Annotated[list[str], change("speed")] = Field(default_factory=list)
     reference: Annotated[Literal["auto", "dataset", "teacher", "none"], change("speed")] = "auto"
     bertscore_model: Annotated[str | None, change("speed")] = None
+    embedding_model: Annotated[str | None, change("speed")] = None
     bootstrap: Annotated[int, change("speed")] = Field(default=1000, ge=0)
 
 

@@ -45,7 +45,10 @@ MAY_IMPORT_RAY = {
     "scheduling.inventory", "shard_pool", "shared_path", "side_by_side",
     "telemetry", "worker_group",
 }  # fmt: skip
-MAY_IMPORT_TORCH = ("decoding", "engines", "models", "training", "worker_group", "metrics.bertscore", "metrics.encoder")
+MAY_IMPORT_TORCH = (
+    "decoding", "engines", "models", "training", "worker_group",
+    "metrics.bertscore", "metrics.encoder", "metrics.encoder_files", "metrics.mean_pooling", "metrics.token_matching",
+)  # fmt: skip
 TORCH_FAMILY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "bert_score"}
 MAX_LINES = 400
 
@@ -137,7 +140,8 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 HEAVY_IMPORTS = {
     "ray": {
         "benchmark", "bias.battery", "cli.bias", "cli.job_server", "cli.plan", "driver", "evaluate",
-        "evaluation.paired", "evaluation.pool", "evaluation.parts", "evaluation.personas", "finetune", "generate",
+        "evaluation.card_pairs", "evaluation.paired", "evaluation.pool", "evaluation.parts", "evaluation.personas",
+        "finetune", "generate",
         "pool_watch", "retry",
         "scheduling.inventory", "shard_pool", "shared_path", "side_by_side", "sweep", "worker_group",
     },
@@ -145,9 +149,8 @@ HEAVY_IMPORTS = {
         "decoding.attention", "decoding.batching", "decoding.cache", "decoding.decoder", "decoding.fused",
         "decoding.native", "decoding.option_tree", "decoding.plain", "decoding.run", "decoding.sampling",
         "decoding.trial", "engines.calibration", "engines.cells", "engines.interviews", "engines.packed",
-        "engines.vllm", "metrics.encoder", "models.adapters", "models.interview_attention", "models.loading",
-        "models.lora",
-        "models.pretraining", "models.quantization",
+        "engines.vllm", "metrics.encoder", "metrics.mean_pooling", "metrics.token_matching", "models.adapters",
+        "models.interview_attention", "models.loading", "models.lora", "models.pretraining", "models.quantization",
         "training.causal_attention", "training.checkpoints", "training.choice_loss", "training.encoding",
         "training.folder", "training.gradients", "training.loop", "training.optimizing", "training.trainable",
         "training.validation",

@@ -56,6 +56,7 @@ def test_one_shard_and_many_give_the_same_bytes_and_a_second_run_does_nothing(lo
     assert scores["reference"] == "teacher"
     assert "simulator" in scores["caption"]
     assert "BERTScore is not in the table" in scores["caption"]
+    assert "Card similarity is not in the table" in scores["caption"]
     assert scores["dispositions"] == {"complete": 60 * 8 - 3, "error": 3}
     assert scores["conditioning"]["ignores_cards"] is False
     assert {row["group"] for row in scores["by_domain"]} == {"finance", "technology"}

@@ -257,7 +257,7 @@ SPEED = {
     *(f"generate.{key}" for key in ("actors", "max_attempts", "max_quarantined", "max_hours")),
     *(f"generate.endpoint.{key}" for key in ("key_variable", "limit_parameter", "concurrency", "timeout_s")),
     *(f"generate.endpoint.{key}" for key in ("max_retries", "requests_per_minute")),
-    *(f"evaluate.{key}" for key in ("metrics", "reference", "bertscore_model", "bootstrap")),
+    *(f"evaluate.{key}" for key in ("metrics", "reference", "bertscore_model", "embedding_model", "bootstrap")),
     *(f"cluster.{key}" for key in ("limits", "prices", "policy", "memory_gb")),
 }
 

@@ -67,8 +67,9 @@ def _refuse_late_mistakes(recipe: Recipe) -> None:
     """Raise for what a later stage would refuse only after hours of work."""
     RunDirectory.at(recipe.location).refuse_unusable()
     if recipe.evaluate.metrics:
-        choose_metrics = importlib.import_module("polypersona.metrics.catalogue").choose_metrics
-        choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
+        catalogue, asked = importlib.import_module("polypersona.metrics.catalogue"), recipe.evaluate
+        catalogue.choose_metrics(asked.metrics, asked.bertscore_model, asked.embedding_model)
+        catalogue.choose_comparison(asked.metrics, asked.embedding_model)
 
 
 @click.command("plan")

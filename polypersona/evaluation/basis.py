@@ -16,7 +16,7 @@ from polypersona.evaluation.subgroups import build_subgroups
 from polypersona.examples import example_persona, load_examples
 from polypersona.ledger import RESPONSES
 from polypersona.metrics.bertscore import encoder_of
-from polypersona.metrics.catalogue import choose_metrics
+from polypersona.metrics.catalogue import choose_comparison, choose_metrics
 from polypersona.metrics.personas import PersonaMetrics
 from polypersona.panel.sources import load_panel
 from polypersona.parquet import read_parquet
@@ -68,7 +68,8 @@ def choose_reference(recipe: Recipe) -> str:
 
 def build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> tuple[Settings, dict[str, Any]]:
     """Return what every task needs, and all that the scores depend on beside the responses."""
-    metrics, set_metrics = choose_metrics(recipe.evaluate.metrics, recipe.evaluate.bertscore_model)
+    asked = recipe.evaluate
+    metrics, set_metrics = choose_metrics(asked.metrics, asked.bertscore_model, asked.embedding_model)
     references: References | None = None
     with_rationale = has_rationale(recipe)
     if recipe.generate.on == "test":
@@ -113,11 +114,16 @@ def build_settings(recipe: Recipe, directory: RunDirectory, reference: str) -> t
 
 
 def persona_metrics(recipe: Recipe, population: Population) -> PersonaMetrics:
-    """Return the metrics that look at all answers of a persona; the cards of the next one are their floor."""
+    """Return the metrics that look at all answers of a persona; the cards of the next one are their floor.
+
+    Raises:
+        ModelError: the sentence encoder cannot be read.
+    """
     others = rotation((persona.persona_id for persona in population.personas), recipe.seed)
     wanted = recipe.evaluate.metrics
+    comparison = choose_comparison(wanted, recipe.evaluate.embedding_model)
     return PersonaMetrics.of(
-        population.items, population.personas, others, wanted, recipe.seed, recipe.evaluate.bootstrap
+        population.items, population.personas, others, wanted, recipe.seed, recipe.evaluate.bootstrap, comparison
     )
 
 

@@ -45,12 +45,16 @@ def score_personas(
     sums = metrics.empty()
     if not metrics.statistics:
         return sums
-    fingerprint = str(stored["fingerprint"])
-    blocks = blocks_of(ledger_from(stored["ledger"]), sorted(committed_shards(directory, fingerprint)), fingerprint)
     job = directory, metrics, items
-    for part in map_parts(_measure, job, share_out(blocks, num_cpus), num_cpus):
+    for part in map_parts(_measure, job, share_out(committed_blocks(directory, stored), num_cpus), num_cpus):
         sums.merge(part)
     return sums
+
+
+def committed_blocks(directory: RunDirectory, stored: dict[str, Any]) -> list[list[str]]:
+    """Return the files of a run's committed shards, those of the same personas together; `stored` is its run.json."""
+    fingerprint = str(stored["fingerprint"])
+    return blocks_of(ledger_from(stored["ledger"]), sorted(committed_shards(directory, fingerprint)), fingerprint)
 
 
 def blocks_of(ledger: Ledger, committed: Sequence[int], fingerprint: str) -> list[list[str]]:

@@ -1,9 +1,9 @@
-"""BERTScore of a run: a pool of actors encodes the distinct texts of its pairs once, part by part, into files.
+"""A run's pairs of texts, compared: a pool of actors encodes their distinct texts once, part by part, into files.
 
-Reads response shards, writes `scores/neural/part-….parquet`: the pairs' keys with precision, recall and F1. A part's
-file is its commit. Its name says the encoder and the pairs in it, so whatever is killed, and whatever else of the
-recipe changes, a part that is there is not computed again. Tasks collect the pairs of some shards each; the driver puts
-them together bucket by bucket and holds one at a time.
+Reads response shards, writes `scores/neural/part-….parquet`: the pairs' keys with what the encoder says of them. A
+part's file is its commit. Its name says the encoder, what is compared, and the pairs in it, so whatever is killed, and
+whatever else of the recipe changes, a part that is there is not computed again. Tasks collect the pairs of some shards
+each; the driver puts them together bucket by bucket and holds one at a time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import ray
 from ray.exceptions import RayActorError
 
 from polypersona.errors import ModelError, PolypersonaError, StorageError
-from polypersona.evaluation.basis import read_rows
-from polypersona.evaluation.pairs import Buckets, Packer, encoder_digest, part_digest
+from polypersona.evaluation.basis import read_columns
+from polypersona.evaluation.pairs import Packer, PairSource, collect, comparison_digest, num_buckets, part_digest
 from polypersona.metrics.base import TextPair
-from polypersona.metrics.bertscore import PARTS, EncoderChoice, PairValues, load_encoder, pair_keys
+from polypersona.metrics.text_pairs import Comparison, PairValues, load_encoder, pair_keys
 from polypersona.models.location import weight_bytes
 from polypersona.parquet import read_parquet
 from polypersona.progress import Progress
 from polypersona.scheduling.machines import Decision, Inventory
-from polypersona.scoring import Scorer, Settings
 from polypersona.storage import RunDirectory
 
 FOLDER = "scores/neural"
@@ -43,9 +42,6 @@ READERS = 16
 PROCESS_BYTES = 1 << 30
 # The share of a node's memory that encoders may take.
 MEMORY_SHARE = 0.5
-PART_SCHEMA = pa.schema(
-    [pa.field("key", pa.uint64(), nullable=False), *(pa.field(name, pa.float32()) for name in PARTS)]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +93,8 @@ def plan_pool(inventory: Inventory, num_bytes: int) -> Pool:
 
 def score_pairs(
     directory: RunDirectory,
-    settings: Settings,
-    encoder: EncoderChoice,
+    source: PairSource,
+    comparison: Comparison,
     files: Sequence[str],
     num_rows: int,
     inventory: Inventory,
@@ -107,8 +103,8 @@ def score_pairs(
 
     Args:
         directory: of the run.
-        settings: what the run is scored with.
-        encoder: which encoder.
+        source: which pairs the responses hold.
+        comparison: which encoder compares them, and how.
         files: the run's response files.
         num_rows: about how many rows they hold.
         inventory: what there is. Ray has been started.
@@ -117,21 +113,22 @@ def score_pairs(
         ModelError: the encoder cannot be loaded, or its process dies again and again.
         StorageError: a shard or a part cannot be read.
     """
-    pool = plan_pool(inventory, weight_bytes(encoder.model) or 0)
-    there = {name for name in directory.names(FOLDER, ".parquet") if name.startswith(_prefix(encoder))}
+    pool = plan_pool(inventory, weight_bytes(comparison.model) or 0)
+    prefix = f"{FOLDER}/part-{comparison_digest(comparison)}-"
+    there = {name for name in directory.names(FOLDER, ".parquet") if name.startswith(prefix)}
     names: list[str] = []
     pending: list[_Part] = []
-    for pairs in _parts(directory, settings, files, num_rows, inventory):
-        names.append(f"{_prefix(encoder)}{part_digest(pairs)}.parquet")
+    for pairs in _parts(directory, source, files, num_rows, inventory):
+        names.append(f"{prefix}{part_digest(pairs)}.parquet")
         if names[-1] not in there:
             pending.append(_Part(names[-1], ray.put(pairs), len({text for pair in pairs for text in pair})))
     num_encoded = 0
-    with Progress("bertscore", sum(part.num_texts for part in pending), "texts") as progress:
-        for part, data, count in _encode(pending, encoder, pool):
+    with Progress(comparison.name, sum(part.num_texts for part in pending), "texts") as progress:
+        for part, data, count in _encode(pending, comparison, pool):
             directory.write(part.name, data)
             num_encoded += count
             progress.advance(part.num_texts)
-    values = read_values(directory, sorted(names))
+    values = read_values(directory, sorted(names), comparison.columns)
     for name in sorted(there.difference(names)):
         directory.delete(name)
     actors = pool.actors
@@ -141,25 +138,27 @@ def score_pairs(
     )
 
 
-def read_values(directory: RunDirectory, names: Sequence[str]) -> PairValues:
-    """Return the values of some parts.
+def read_values(directory: RunDirectory, names: Sequence[str], columns: Sequence[str]) -> PairValues:
+    """Return the values of some parts, which have these columns.
 
     Raises:
         StorageError: a part cannot be read.
     """
+    schema = _schema(columns)
 
     def read(name: str) -> pa.Table:
         try:
-            return read_parquet(io.BytesIO(directory.read(name)), PART_SCHEMA.names)
+            return read_parquet(io.BytesIO(directory.read(name)), schema.names)
         except pa.ArrowException as error:
             raise StorageError(
-                f"{directory.path(name)} is no part of BERTScores: {error}.", "Delete it and run evaluate again."
+                f"{directory.path(name)} holds no values of pairs of texts: {error}.",
+                "Delete it and run evaluate again.",
             ) from error
 
     with ThreadPoolExecutor(READERS) as readers:
-        tables = [PART_SCHEMA.empty_table(), *readers.map(read, names)]
+        tables = [schema.empty_table(), *readers.map(read, names)]
     table = pa.concat_tables(tables)
-    values = np.stack([table[name].to_numpy() for name in PARTS], axis=1)
+    values = np.stack([table[name].to_numpy() for name in columns], axis=1)
     return PairValues.of(table["key"].to_numpy(), values.astype(np.float32))
 
 
@@ -175,31 +174,31 @@ class _Part:
 class _EncoderActor:
     """Holds an encoder. Failures that have a name come back as values."""
 
-    def __init__(self, choice: EncoderChoice) -> None:
-        self._choice = choice
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
 
     def encode(self, pairs: list[TextPair]) -> tuple[bytes, int] | PolypersonaError:
         """Return a part's file and how many texts were encoded for it."""
         try:
-            encoder = load_encoder(self._choice, threads=1)
+            encoder = load_encoder(self._comparison, threads=1)
         except PolypersonaError as error:
             return error
         before = encoder.num_encoded
         values = encoder.match(pairs).astype(np.float32)
-        columns = [pa.array(pair_keys(pairs)), *(pa.array(values[:, place]) for place in range(len(PARTS)))]
+        columns = [pa.array(pair_keys(pairs)), *(pa.array(column) for column in values.T)]
         num_texts = encoder.num_encoded - before
-        metadata = {"synthetic": "true", "encoder": self._choice.signature, "texts_encoded": str(num_texts)}
+        metadata = {"synthetic": "true", "encoder": self._comparison.signature, "texts_encoded": str(num_texts)}
         sink = io.BytesIO()
-        table = pa.Table.from_arrays(columns, schema=PART_SCHEMA.with_metadata(metadata))
+        table = pa.Table.from_arrays(columns, schema=_schema(self._comparison.columns).with_metadata(metadata))
         pq.write_table(table, sink, compression="zstd")
         return sink.getvalue(), num_texts
 
 
-def _encode(parts: Sequence[_Part], encoder: EncoderChoice, pool: Pool) -> Iterator[tuple[_Part, bytes, int]]:
+def _encode(parts: Sequence[_Part], comparison: Comparison, pool: Pool) -> Iterator[tuple[_Part, bytes, int]]:
     """Yield every part with its file and the number of texts encoded, as they are done."""
     actor_class = ray.remote(_EncoderActor).options(num_cpus=1, num_gpus=pool.num_gpus, max_restarts=0)
     waiting, attempts = list(reversed(parts)), Counter[str]()
-    idle = [actor_class.remote(encoder) for _ in range(min(pool.actors.value, len(parts)))]
+    idle = [actor_class.remote(comparison) for _ in range(min(pool.actors.value, len(parts)))]
     running: dict[ray.ObjectRef, tuple[Any, _Part]] = {}
     try:
         while waiting or running:
@@ -215,10 +214,10 @@ def _encode(parts: Sequence[_Part], encoder: EncoderChoice, pool: Pool) -> Itera
                 if attempts[part.name] >= MAX_ATTEMPTS:
                     raise ModelError(
                         f"The encoder's process died {MAX_ATTEMPTS} times on the same {part.num_texts} texts.",
-                        "Give the machine more memory, or name a smaller encoder in evaluate.bertscore_model.",
+                        f"Give the machine more memory, or name a smaller encoder in {comparison.key}.",
                     ) from error
                 waiting.append(part)
-                idle.append(actor_class.remote(encoder))
+                idle.append(actor_class.remote(comparison))
                 continue
             if isinstance(result, PolypersonaError):
                 raise result
@@ -230,21 +229,19 @@ def _encode(parts: Sequence[_Part], encoder: EncoderChoice, pool: Pool) -> Itera
 
 
 def _parts(
-    directory: RunDirectory, settings: Settings, files: Sequence[str], num_rows: int, inventory: Inventory
+    directory: RunDirectory, source: PairSource, files: Sequence[str], num_rows: int, inventory: Inventory
 ) -> Iterator[list[TextPair]]:
     """Yield the parts: tasks collect the pairs of some shards each, the driver cuts bucket after bucket."""
-    assert settings.references is not None
-    buckets = Buckets.of(settings.items.values(), settings.seed)
     num_tasks = min(len(files), max(TASKS_PER_CPU * math.ceil(inventory.cpus), num_rows // ROWS_PER_TASK))
     # A list keeps Ray from putting the values in place of their reference.
-    job = [ray.put((directory, settings, buckets))]
-    task = ray.remote(_collect).options(num_cpus=1, num_returns=buckets.count + 1)
+    job, count = [ray.put((directory, source))], num_buckets(source)
+    task = ray.remote(_collect).options(num_cpus=1, num_returns=count + 1)
     collected = [task.remote(job, files[first::num_tasks]) for first in range(num_tasks)]
     packer = Packer()
     for error in ray.get([refs[-1] for refs in collected]):
         if error is not None:
             raise error
-    for bucket in range(buckets.count):
+    for bucket in range(count):
         yield from packer.add(ray.get([refs[bucket] for refs in collected]))
         for refs in collected:
             refs[bucket] = None
@@ -255,13 +252,16 @@ def _parts(
 
 def _collect(job: Sequence[Any], names: Sequence[str]) -> tuple[pa.Table | PolypersonaError | None, ...]:
     """Return the pairs of some shards, one table a bucket, and at the end the failure, if it has a name."""
-    directory, settings, buckets = ray.get(job[0])
+    directory, source = ray.get(job[0])
     try:
-        found = buckets.collect(Scorer.build(settings), (read_rows(directory, name) for name in names))
+        found = collect(source, (read_columns(directory, name, source.columns) for name in names))
     except PolypersonaError as error:
-        return *([None] * buckets.count), error
+        return *([None] * num_buckets(source)), error
     return *found, None
 
 
-def _prefix(encoder: EncoderChoice) -> str:
-    return f"{FOLDER}/part-{encoder_digest(encoder)}-"
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    """Return the schema of a part: a pair's key and its values."""
+    return pa.schema(
+        [pa.field("key", pa.uint64(), nullable=False), *(pa.field(name, pa.float32()) for name in columns)]
+    )

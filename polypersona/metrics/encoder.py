@@ -1,38 +1,27 @@
-"""Texts → token embeddings, and the greedy matching of BERTScore on them. Knows no persona, no shard and no Ray.
+"""Texts' tokens → vectors of an encoder's last layer. Knows no comparison, no persona, no shard and no Ray.
 
-Pairs that are matched together share their work: every distinct text goes through the encoder once. Texts are sorted
-by length. On a CPU a batch holds texts of equal length and so no pad; on a GPU it may hold pads, which the encoder
-masks. What is computed together follows from the set of pairs alone, so the same pairs give the same values on the same
-kind of hardware.
+Texts are sorted by length. On a CPU a batch holds texts of equal length and so no pad; on a GPU it may hold pads, which
+the encoder masks. What is computed together follows from the set of texts alone, so the same texts give the same
+vectors on the same kind of hardware.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from polypersona.errors import ModelError
-from polypersona.metrics.base import FloatArray, TextPair
 
 # Tokens of a batch: few enough for a layer's activations to stay in a core's cache, or enough to fill a GPU.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 1 << 15
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """A text's unit token vectors, shape (num_tokens, width), and the weight of each in a mean; 0 for a border."""
-
-    vectors: torch.Tensor
-    weights: torch.Tensor
-
-
 @dataclass(slots=True)
 class Encoder:
-    """An encoder cut off above the layer that is compared. `num_encoded` counts the texts it has encoded."""
+    """An encoder with its tokenizer, on a device. `num_encoded` counts the texts it has encoded."""
 
     model: Any
     tokenizer: Any
@@ -40,70 +29,33 @@ class Encoder:
     num_encoded: int = 0
 
     @classmethod
-    def load(cls, model: str, layer: int, threads: int | None = None) -> Encoder:
-        """Load an encoder from a folder or by hub id, onto the GPU where there is one.
+    def of(cls, model: Any, tokenizer: Any, max_tokens: int | None = None) -> Encoder:
+        """Return the encoder on the GPU where there is one; its tokenizer cuts what is longer than the encoder takes.
 
         Args:
-            model: the folder or hub id.
-            layer: the hidden layer that is compared.
-            threads: how many this process shall compute with from now on; as it is unless given.
-
-        Raises:
-            ModelError: it cannot be loaded.
+            model: its last layer is the one that is compared.
+            tokenizer: the encoder's own.
+            max_tokens: a further limit of a text's tokens.
         """
-        from bert_score.utils import get_model, get_tokenizer
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        try:
-            tokenizer, loaded = get_tokenizer(model), get_model(model, layer)
-        except (OSError, ValueError, AssertionError) as error:
-            raise ModelError(
-                f"evaluate.bertscore_model: {model!r} cannot be loaded ({error}).",
-                "Name a folder or hub id of an encoder, or leave the key out to go without BERTScore.",
-            ) from error
         # Without a limit a tokenizer reports 10**30, which is handed to code that takes a C integer.
-        limit = getattr(loaded.config, "max_position_embeddings", 512)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+        limit = getattr(model.config, "max_position_embeddings", 512)
+        limits = [tokenizer.model_max_length, limit, *([] if max_tokens is None else [max_tokens])]
+        tokenizer.model_max_length = min(limits)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(loaded.to(device), tokenizer, device)
+        return cls(model.to(device), tokenizer, device)
 
-    def match(self, pairs: Sequence[TextPair]) -> FloatArray:
-        """Return precision, recall and F1 of (response, reference) pairs, shape (num_pairs, 3).
+    def encode(self, tokens: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """Yield all texts, some at once, with their tokens' vectors, shape (num_texts, longest, width).
 
-        NaN where a text has no token; every distinct text is encoded once.
+        What stands behind a text's own tokens means nothing.
+
+        Args:
+            tokens: of each text.
         """
-        known = self.embed(sorted({text for pair in pairs for text in pair}))
-        values = np.full((len(pairs), 3), np.nan)
-        with torch.inference_mode():
-            found = [_greedy(known[left], known[right]) if left in known and right in known else None
-                     for left, right in pairs]  # fmt: skip
-            defined = [place for place, one in enumerate(found) if one is not None]
-            if defined:
-                parts = torch.stack([one for one in found if one is not None]).cpu().numpy().astype(np.float64)
-                values[defined, :2] = parts
-                total = parts.sum(axis=1)
-                product = 2 * parts.prod(axis=1)
-                values[defined, 2] = np.divide(product, total, out=np.zeros_like(total), where=total != 0)
-        return values
-
-    def embed(self, texts: Sequence[str]) -> dict[str, Embedded]:
-        """Return the embeddings of distinct texts; one without a token of its own is left out."""
-        from bert_score.utils import sent_encode
-
-        borders = {self.tokenizer.cls_token_id, self.tokenizer.sep_token_id}
-        ids = {text: sent_encode(self.tokenizer, text) for text in texts if text.strip()}
-        kept = {text: tokens for text, tokens in ids.items() if not borders.issuperset(tokens)}
-        order = sorted(kept, key=lambda text: (len(kept[text]), text))
-        found: dict[str, Embedded] = {}
-        with torch.inference_mode():
-            for batch in self._batches(order, [len(kept[text]) for text in order]):
-                tokens = [kept[text] for text in batch]
-                for text, own, vectors in zip(batch, tokens, self._forward(tokens), strict=True):
-                    weights = torch.tensor([token not in borders for token in own], dtype=torch.float32)
-                    found[text] = Embedded(vectors[: len(own)], (weights / weights.sum()).to(self.device))
-        self.num_encoded += len(found)
-        return found
+        order = sorted(tokens, key=lambda text: (len(tokens[text]), text))
+        for batch in self._batches(order, [len(tokens[text]) for text in order]):
+            self.num_encoded += len(batch)
+            yield batch, self._forward([tokens[text] for text in batch])
 
     def _batches(self, texts: Sequence[str], lengths: Sequence[int]) -> Iterator[list[str]]:
         """Yield texts that go through the encoder together; they come in order of length."""
@@ -121,18 +73,16 @@ class Encoder:
             yield batch
 
     def _forward(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return unit vectors, shape (num_texts, longest, width)."""
         longest = len(tokens[-1])
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[*own, *[pad] * (longest - len(own))] for own in tokens], device=self.device)
         mask = torch.tensor([[1] * len(own) + [0] * (longest - len(own)) for own in tokens], device=self.device)
         vectors: torch.Tensor = self.model(ids, attention_mask=mask)[0].float()
-        return torch.nn.functional.normalize(vectors, dim=-1, eps=0.0)
+        return vectors
 
 
-def _greedy(left: Embedded, right: Embedded) -> torch.Tensor:
-    """Return precision and recall: each own token's best cosine, borders of the other text included, as a mean."""
-    cosines = left.vectors @ right.vectors.T
-    precision = cosines.amax(dim=1) @ left.weights
-    recall = cosines.amax(dim=0) @ right.weights
-    return torch.stack((precision, recall))
+def cannot_load(key: str, model: str, error: Exception) -> ModelError:
+    """Return the named form of a failure to load an encoder's weights or tokenizer."""
+    return ModelError(
+        f"{key}: {model!r} cannot be loaded ({error}).", "Name a folder or hub id of an encoder, or leave the key out."
+    )

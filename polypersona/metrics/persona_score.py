@@ -27,11 +27,15 @@ class PersonaMetric:
 
 
 class Scored(NamedTuple):
-    """Scores and floors of summed rows, (replicates,) each; NaN where undefined. `n` is how much the score rests on."""
+    """Scores and floors of summed rows, (replicates,) each; NaN where undefined. `n` is how much the score rests on.
+
+    `matched` is the score of what has a floor, from which that is subtracted; None where that is all.
+    """
 
     score: FloatArray
     floor: FloatArray | None
     n: int
+    matched: FloatArray | None = None
 
 
 class PersonaStatistic(Protocol):

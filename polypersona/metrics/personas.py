@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from polypersona.metrics import card_similarity
 from polypersona.metrics.base import FloatArray, IntArray
+from polypersona.metrics.card_similarity import CardSimilarity, CosineOfMeans
 from polypersona.metrics.consistency import ConstructPairs
 from polypersona.metrics.faithfulness import Faithfulness
 from polypersona.metrics.interviews import Interviews
@@ -21,6 +23,7 @@ from polypersona.metrics.persona_score import PersonaMetric, PersonaStatistic, S
 from polypersona.metrics.retest import Retest
 from polypersona.metrics.sums import GroupKey, Kind, Sums
 from polypersona.metrics.table import Row, interval, plain
+from polypersona.metrics.text_pairs import PairValues
 from polypersona.records import Item, Persona
 
 # Replicates of so many columns would take long, and their percentiles gain little.
@@ -46,16 +49,18 @@ class PersonaMetrics:
         names: Sequence[str],
         seed: int,
         num_replicates: int,
+        comparison: CosineOfMeans | None = None,
     ) -> PersonaMetrics:
         """Return the metrics of these names that the instrument allows (all where none is named).
 
         Args:
             items: of the instrument.
             personas: the panel.
-            next_persona: another persona for each, for the shuffled floor of facts.
+            next_persona: another persona for each, for the shuffled floor of facts and cards.
             names: those that are wanted.
             seed: of the bootstrap.
             num_replicates: at most; `MAX_REPLICATES` are enough.
+            comparison: of answers with cards, where that is measured.
         """
         known = {persona.persona_id: persona for persona in personas}
         every: list[PersonaStatistic] = [
@@ -64,6 +69,8 @@ class PersonaMetrics:
             Retest(items, "waves"),
             Faithfulness(items, known, next_persona),
         ]
+        if comparison is not None:
+            every.append(CardSimilarity(items, known, next_persona, comparison))
         wanted = frozenset(metric.name for one in every for metric in one.metrics if not names or metric.name in names)
         chosen = [one for one in every if one.width and any(metric.name in wanted for metric in one.metrics)]
         return cls(tuple(chosen), wanted, seed, min(num_replicates, MAX_REPLICATES))
@@ -72,6 +79,15 @@ class PersonaMetrics:
     def signatures(self) -> list[str]:
         """The settings that change any of the numbers."""
         return [metric.signature for one in self.statistics for metric in one.metrics if metric.name in self.wanted]
+
+    @property
+    def similarity(self) -> CardSimilarity | None:
+        """The statistic that an encoder's values are for, None where it is not measured."""
+        return card_similarity.similarity_of(self.statistics)
+
+    def with_values(self, known: PairValues) -> PersonaMetrics:
+        """Return the metrics with values of an encoder that are there already."""
+        return replace(self, statistics=card_similarity.with_values(self.statistics, known))
 
     def empty(self) -> Sums:
         """Return sums of nothing."""
@@ -128,7 +144,8 @@ class PersonaMetrics:
 def _row(metric: PersonaMetric, found: Scored, group: str, *, has_interval: bool) -> Row:
     undefined = (math.nan, math.nan)
     low, high = interval(found.score) if has_interval else undefined
-    gains: FloatArray = np.full(1, np.nan) if found.floor is None else found.score - found.floor
+    matched = found.score if found.matched is None else found.matched
+    gains: FloatArray = np.full(1, np.nan) if found.floor is None else matched - found.floor
     gain_low, gain_high = interval(gains) if has_interval and found.floor is not None else undefined
     return {
         "metric": metric.name,

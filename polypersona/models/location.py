@@ -47,6 +47,11 @@ def locate_model(model: str) -> str:
     )
 
 
+def model_name(model: str) -> str:
+    """Return how a model is named where its place means nothing: a folder's own name, or the hub id."""
+    return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".")) else model
+
+
 def is_hub_id(location: str) -> bool:
     """Return whether a location from `locate_model` is a hub id, not a folder."""
     return not Path(location).is_absolute()
@@ -159,10 +164,10 @@ def check_hub_weights(hub_id: str, revision: str | None) -> None:
     Raises:
         ModelError: it has none, or the hub cannot be asked.
     """
-    index = _hub_file(hub_id, WEIGHTS_INDEX, revision)
+    index = hub_file(hub_id, WEIGHTS_INDEX, revision)
     if index is not None:
         check_weights_index(index)
-    elif _hub_file(hub_id, "model.safetensors", revision) is None:
+    elif hub_file(hub_id, "model.safetensors", revision) is None:
         raise _no_safetensors(f"The model {hub_id!r} has no model.safetensors")
 
 
@@ -172,7 +177,7 @@ def refuse_hub_adapter(hub_id: str, revision: str | None) -> None:
     Raises:
         ModelError: it has an adapter, or the hub cannot be asked.
     """
-    if _hub_file(hub_id, ADAPTER_CONFIG, revision) is not None:
+    if hub_file(hub_id, ADAPTER_CONFIG, revision) is not None:
         raise embedded_adapter(hub_id)
 
 
@@ -184,7 +189,7 @@ def embedded_adapter(model: str) -> ModelError:
     )
 
 
-def _hub_file(hub_id: str, name: str, revision: str | None) -> Path | None:
+def hub_file(hub_id: str, name: str, revision: str | None) -> Path | None:
     """Return a file of a hub model in the cache, fetched where it is not there; None where the model has none."""
     from transformers.utils.hub import cached_file
 

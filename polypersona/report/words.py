@@ -31,8 +31,8 @@ IGNORES_CARDS = (
 # Shown first, in this order: first whether answers are valid and follow the card, then how the texts look.
 HEADLINE_METRICS = (
     "stanceagreement", "exactagreement", "nearagreement", "quadratickappa", "stanceconsistency", "contradictionrate",
-    "factfaithfulness", "retestdrawskappa", "retestwaveskappa", "validity", "bleu", "rouge1", "rougel", "distinct2",
-    "lengthsimilarity", "sentimentsimilarity", "bertscoref1", "surveyquality",
+    "factfaithfulness", "cardsimilarity", "retestdrawskappa", "retestwaveskappa", "validity", "bleu", "rouge1",
+    "rougel", "distinct2", "lengthsimilarity", "sentimentsimilarity", "bertscoref1", "surveyquality",
 )  # fmt: skip
 MAX_CARDS = 12
 
@@ -56,6 +56,7 @@ _MEANINGS = {
     "contradictionrate": "how often a respondent takes opposite sides on questions of one construct",
     "interitemcorrelation": "how far a respondent's answers to questions of one construct go together",
     "factfaithfulness": "how often a fact that an answer states about its speaker is the card's",
+    "cardsimilarity": "how near an answer's words stand to the respondent's card, and as the floor to another's card",
     "factrate": "how often an answer states a fact about its speaker that a card can judge",
     "retestdrawskappa": "agreement of a respondent with itself when asked again, beyond chance",
     "retestwaveskappa": "agreement of a respondent with itself in another wave, beyond chance",

@@ -31,6 +31,7 @@ from scored_runs import row, table  # noqa: E402
 
 from benchmarks.answer_pairs import write_pairs  # noqa: E402
 from polypersona.evaluation.pool import score_pairs  # noqa: E402
+from polypersona.evaluation.reference_pairs import ReferencePairs  # noqa: E402
 from polypersona.metrics.bertscore import build_bertscores  # noqa: E402
 from polypersona.records import Item, Persona  # noqa: E402
 from polypersona.references import DatasetReferences, Reference, rotation  # noqa: E402
@@ -66,7 +67,7 @@ def bertscore(scratch: Path, encoder: str, num_pairs: int = NUM_PAIRS) -> dict[s
     shards = _write_shards(run, people, texts)
     inventory = start_ray({"CPU": THREADS})
     began = time.perf_counter()
-    values, summary = score_pairs(run, settings, metrics[0].encoder, shards, num_pairs, inventory)
+    values, summary = score_pairs(run, ReferencePairs(settings), metrics[0].encoder, shards, num_pairs, inventory)
     wall_s = time.perf_counter() - began
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         plain_s, plain = pool.submit(score_plainly, encoder, metrics[0].encoder.layer, pairs, 64).result()

@@ -12,8 +12,9 @@ from toy_encoder import MAX_TOKENS, write_encoder
 
 from polypersona.errors import ModelError, RecipeError, StorageError
 from polypersona.metrics.base import Pair
-from polypersona.metrics.bertscore import PARTS, PairValues, build_bertscores, load_encoder, pair_keys, with_values
+from polypersona.metrics.bertscore import PARTS, build_bertscores, with_values
 from polypersona.metrics.catalogue import choose_metrics
+from polypersona.metrics.text_pairs import PairValues, load_encoder, pair_keys
 from polypersona.records import Item
 
 ITEM = Item("lifestyle.open.01", "lifestyle", "Stem?", "open")
@@ -71,7 +72,7 @@ def test_values_that_are_there_are_looked_up_and_a_pair_without_one_is_an_error(
     for plain, looked_up in zip(metrics, known, strict=True):
         assert looked_up.score(looked_up.measure(pairs)) == pytest.approx(plain.score(plain.measure(pairs)), abs=1e-7)
         assert looked_up.measure([Pair(ITEM, "", reference="tea")])[0, 0] == 0
-    with pytest.raises(StorageError, match="no BERTScore"):
+    with pytest.raises(StorageError, match="was not encoded"):
         known[0].measure([Pair(ITEM, "something else", reference="tea")])
 
 

@@ -1,7 +1,8 @@
 import pytest
 from toy_runs import toy_items, toy_recipe, toy_scores
 
-from polypersona.report.words import conclusions, is_simulated, warnings_of, what_was_run
+from polypersona.metrics.card_similarity import NAME
+from polypersona.report.words import conclusions, headline, is_simulated, meaning, warnings_of, what_was_run
 
 SUMMARY = {
     "num_personas": 44,
@@ -58,3 +59,9 @@ def test_cards_that_are_ignored_are_a_warning_and_cards_that_count_a_conclusion(
 def test_more_quarantine_than_allowed_is_a_warning(tmp_path):
     texts = warnings_of(toy_recipe(tmp_path), {}, {**SUMMARY, "share_quarantined": 0.05})
     assert any("5.0 % of the planned answers failed" in text for text in texts)
+
+
+def test_the_likeness_of_answers_and_cards_has_a_card_and_is_said_in_words():
+    rows = [{"metric": name, "score": 0.5} for name in ("bleu", NAME, "fact_rate", "fact_faithfulness")]
+    assert [row["metric"] for row in headline(rows)] == ["fact_faithfulness", NAME, "bleu"]
+    assert "respondent's card" in meaning(NAME)

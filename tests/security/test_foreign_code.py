@@ -22,6 +22,7 @@ from toy_models import make_toy_model
 from polypersona.errors import DatasetError, ModelError, PersonaError, StorageError
 from polypersona.metrics.base import Pair
 from polypersona.metrics.bertscore import build_bertscores
+from polypersona.metrics.card_similarity import build_comparison
 from polypersona.models.adapters import check_adapter
 from polypersona.models.loading import load_base_model, load_model, load_tokenizer, num_parameters
 from polypersona.models.location import model_hash
@@ -340,12 +341,16 @@ def test_a_pickle_in_the_place_of_any_other_file_is_refused(suffix: str, tmp_pat
         lambda: load_recipe(path),
         lambda: load_run(run),
         lambda: build_bertscores(str(path)),
+        lambda: build_comparison(str(path)),
     ):
         try:
             read()
         except Exception as error:  # noqa: BLE001 whatever it is, it must be one of ours
             assert hasattr(error, "hint"), f"{type(error).__name__}: {error}"  # noqa: PT017
     assert not canary.has_sung
+
+
+BUILDERS: tuple[Callable[[str], Any], ...] = (build_bertscores, build_comparison)
 
 
 @pytest.fixture
@@ -364,10 +369,15 @@ def encoder(tmp_path: Path) -> Path:
 def test_an_encoder_with_pickled_weights_is_refused(encoder: Path, canary: Canary) -> None:
     item = Item("a", "b", "c", "open")
     assert build_bertscores(str(encoder))[0].measure([Pair(item, "ab", reference="ac")])[0, 0] == 1
+    comparison = build_comparison(str(encoder))
+    assert -1 <= comparison.load().match([("ab", "ac")])[0, 0] <= 1
     (encoder / "model.safetensors").unlink()
     torch.save({"x": canary}, encoder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="pickled weights are not loaded"):
-        build_bertscores(str(encoder))
+    for build in BUILDERS:
+        with pytest.raises(ModelError, match="pickled weights are not loaded"):
+            build(str(encoder))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        comparison.load()
     assert not canary.has_sung
 
 
@@ -383,6 +393,7 @@ def test_code_beside_an_encoder_is_not_run_whatever_stands_on_stdin(
     change(
         encoder / "config.json", auto_map={"AutoConfig": "foreign.C", "AutoModel": "foreign.M"}, model_type="foreign"
     )
-    with pytest.raises(ModelError, match="no encoder that can be loaded"):
-        build_bertscores(str(encoder))
+    for build in BUILDERS:
+        with pytest.raises(ModelError, match="no encoder that can be loaded"):
+            build(str(encoder))
     assert not canary.has_sung
