@@ -140,8 +140,8 @@ def test_torch_is_imported_by_engines_models_training_and_the_neural_metrics_onl
 HEAVY_IMPORTS = {
     "ray": {
         "benchmark", "bias.battery", "cli.bias", "cli.job_server", "cli.plan", "driver", "evaluate",
-        "evaluation.card_pairs", "evaluation.paired", "evaluation.pool", "evaluation.parts", "evaluation.personas",
-        "finetune", "generate",
+        "evaluation.card_pairs", "evaluation.paired", "evaluation.paired_texts", "evaluation.pool", "evaluation.parts",
+        "evaluation.personas", "finetune", "generate",
         "pool_watch", "retry",
         "scheduling.inventory", "shard_pool", "shared_path", "side_by_side", "sweep", "worker_group",
     },

@@ -1,7 +1,8 @@
 """Two runs on the cells both answered: the difference of every score, with a paired interval. Writes `against-….json`.
 
 Cells meet by persona, item, wave and draw; both answers are measured against the first run's references, and a cell
-counts for a metric only where both are defined. With the scores S₁ and S₂ of the sums over those cells,
+counts for a metric only where both are defined. Metrics of whole personas look at those cells of a persona that both
+runs answered, whatever is defined in them. With the scores S₁ and S₂ of the sums over those cells,
 
     difference = S₁ − S₂,  its interval the 2.5 and 97.5 percentiles of S₁ᵇ − S₂ᵇ over replicates b,
     effect = difference / (SE · √personas),  p = 2 Φ(−|difference| / SE),  SE the replicates' standard deviation
@@ -29,21 +30,32 @@ import ray
 
 from polypersona.content import refuse_another_recipe
 from polypersona.errors import PolypersonaError, StorageError
-from polypersona.evaluation.basis import build_settings, choose_reference, read_columns, response_files
+from polypersona.evaluation.basis import (
+    build_settings,
+    choose_reference,
+    persona_metrics,
+    read_columns,
+    response_files,
+)
+from polypersona.evaluation.paired_texts import Side, encode_both
+from polypersona.evaluation.personas import committed_blocks
 from polypersona.ledger import item_key
-from polypersona.metrics.base import IntArray, Metric
+from polypersona.metrics.base import FloatArray, IntArray, Metric
+from polypersona.metrics.interviews import Interviews
+from polypersona.metrics.persona_score import PersonaMetric
+from polypersona.metrics.personas import ALL, PersonaMetrics
 from polypersona.metrics.sums import GroupKey, Kind, Sums, group_labels
 from polypersona.metrics.table import Row, interval, plain
 from polypersona.population import load_population
 from polypersona.progress import Progress
 from polypersona.recipe import Recipe, build_recipe
 from polypersona.recipe_text import apply_overrides
-from polypersona.records import seed_from
+from polypersona.records import Item, seed_from
 from polypersona.scheduling.inventory import start_ray
 from polypersona.scoring import COLUMNS, Scorer, Settings, scored_rows
 from polypersona.storage import RunDirectory, load_run
 
-AGAINST_VERSION = 1
+AGAINST_VERSION = 2
 TABLES: dict[Kind, str] = {
     "overall": "overall",
     "domain": "by_domain",
@@ -56,14 +68,31 @@ _CELL = ("persona_id", "item_id", "wave", "draw")
 _READ = tuple(dict.fromkeys((*COLUMNS, *_CELL)))
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What both runs are measured with: the first run's settings, and its metrics of whole personas."""
+
+    settings: Settings
+    people: PersonaMetrics
+    items: Sequence[Item]
+
+    def empty(self) -> Tally:
+        """Return sums of nothing."""
+        return Tally(Sums(self.settings.seed, self.settings.num_replicates), self.people.empty())
+
+
 @dataclass
 class Tally:
     """Sums over cells both runs answered, the first run's columns before the second's; cells and personas by group.
+
+    `people` are those of whole personas, of `num_people`.
 
     `measured` counts the personas by metric and group for whom the metric is defined in a cell of both runs.
     """
 
     sums: Sums
+    people: Sums
+    num_people: int = 0
     cells: Counter[GroupKey] = field(default_factory=Counter)
     personas: Counter[GroupKey] = field(default_factory=Counter)
     measured: Counter[tuple[str, GroupKey]] = field(default_factory=Counter)
@@ -71,6 +100,8 @@ class Tally:
     def merge(self, other: Tally) -> None:
         """Add another bucket's; no persona is in two buckets."""
         self.sums.merge(other.sums)
+        self.people.merge(other.people)
+        self.num_people += other.num_people
         self.cells.update(other.cells)
         self.personas.update(other.personas)
         self.measured.update(other.measured)
@@ -91,19 +122,25 @@ def compare_runs(first: RunDirectory, second: RunDirectory, overrides: Sequence[
     stored, other = load_run(first), load_run(second)
     files = [response_files(first, stored), response_files(second, other)]
     recipe = build_recipe(apply_overrides(stored["recipe"], overrides), first.path("run.json"))
-    refuse_another_recipe(first.path(), stored, recipe, load_population(recipe, first))
+    population = load_population(recipe, first)
+    refuse_another_recipe(first.path(), stored, recipe, population)
     reference = choose_reference(recipe)
     settings, _ = build_settings(recipe, first, reference)
     shared, notes = _shared_items(stored, other)
-    settings = replace(
-        settings, subgroups={}, items={name: item for name, item in settings.items.items() if name in shared}
-    )
-    if not settings.items:
+    if not shared.intersection(settings.items):
         raise _nothing_shared(first, second, "no item")
-    cpus = max(1, int(start_ray(recipe.cluster.limits).cpus))
+    inventory = start_ray(recipe.cluster.limits)
     num_cells = min(int(stored["ledger"]["num_cells"]), int(other["ledger"]["num_cells"]))
+    sides = [
+        Side(run, names, [name for block in committed_blocks(run, facts) for name in block])
+        for run, names, facts in zip((first, second), files, (stored, other), strict=True)
+    ]
+    personas = frozenset(persona.persona_id for persona in population.personas)
+    settings, people = encode_both(sides, settings, persona_metrics(recipe, population), personas, num_cells, inventory)
+    items = {name: item for name, item in settings.items.items() if name in shared}
+    measures = Measures(replace(settings, subgroups={}, items=items), people, population.items)
     buckets = max(1, math.ceil(num_cells / CELLS_PER_BUCKET))
-    tally = _tally(list(zip((first, second), files, strict=True)), settings, buckets, cpus)
+    tally = _tally(sides, measures, buckets, max(1, int(inventory.cpus)))
     if not tally.cells:
         raise _nothing_shared(first, second, "no cell")
     content = {
@@ -116,7 +153,7 @@ def compare_runs(first: RunDirectory, second: RunDirectory, overrides: Sequence[
         "num_cells": tally.cells["overall", "all"],
         "num_personas": tally.personas["overall", "all"],
         "num_items": len(tally.sums.labels("item")),
-        **{name: _rows(settings, tally, kind) for kind, name in TABLES.items()},
+        **{name: difference_rows(measures, tally, kind) for kind, name in TABLES.items()},
     }
     first.write_json(f"scores/{against_name(second)}", content)
     return content
@@ -128,17 +165,18 @@ def against_name(second: RunDirectory) -> str:
     return f"against-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.json"
 
 
-def measure_bucket(settings: Settings, own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Tally:
+def measure_bucket(measures: Measures, own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Tally:
     """Measure the cells that both of two sets of rows have. A cell that occurs twice in a set counts once."""
-    tally = Tally(Sums(settings.seed, settings.num_replicates))
+    tally, settings = measures.empty(), measures.settings
     theirs = {tuple(row[name] for name in _CELL): row for row in other}
     mine = {key: row for row in own if (key := tuple(row[name] for name in _CELL)) in theirs}
     if not mine:
         return tally
     keys = sorted(mine)
-    rows = [mine[key] for key in keys]
+    rows, others = [mine[key] for key in keys], [theirs[key] for key in keys]
+    _add_people(tally, measures, rows, others)
     scorer = Scorer.build(settings)
-    left, right = scorer.measure_rows(rows), scorer.measure_rows([theirs[key] for key in keys])
+    left, right = scorer.measure_rows(rows), scorer.measure_rows(others)
     _keep_pairs(left, right, settings)
     personas = [str(row["persona_id"]) for row in rows]
     labels = group_labels(*([row[name] for row in rows] for name in ("domain", "response_type", "item_id")))
@@ -151,6 +189,21 @@ def measure_bucket(settings: Settings, own: Sequence[Mapping[str, Any]], other: 
             known = {pair for pair, here in zip(zip(names, personas, strict=True), is_defined, strict=True) if here}
             tally.measured.update((metric.name, (kind, name)) for name, _ in known)
     return tally
+
+
+def _add_people(
+    tally: Tally, measures: Measures, own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> None:
+    """Add the statistics of whole personas, of those who answered in both sets of rows."""
+    if not measures.people.statistics:
+        return
+    sides = [Interviews.of(rows, measures.items) for rows in (own, other)]
+    found = [dict(zip(side.persona_ids, measures.people.measure(side), strict=True)) for side in sides]
+    both = sorted(found[0].keys() & found[1].keys())
+    if both:
+        rows = np.stack([np.concatenate([side[name] for side in found]) for name in both])
+        tally.people.add(rows, both, {"overall": ["all"] * len(both)})
+        tally.num_people += len(both)
 
 
 def _keep_pairs(left: IntArray, right: IntArray, settings: Settings) -> None:
@@ -166,23 +219,21 @@ def _metrics(settings: Settings) -> list[Metric]:
     return [metric for metric in settings.metrics if settings.layout.blocks_of(metric)]
 
 
-def _tally(
-    runs: Sequence[tuple[RunDirectory, Sequence[str]]], settings: Settings, num_buckets: int, cpus: int
-) -> Tally:
+def _tally(runs: Sequence[Side], measures: Measures, num_buckets: int, cpus: int) -> Tally:
     """Bring each persona's rows of both runs together, and add up what is measured of them."""
     split = ray.remote(_split).options(num_cpus=1, num_returns=num_buckets + 1)
     join = ray.remote(_join).options(num_cpus=1)
-    items = sorted(settings.items)
+    items = sorted(measures.settings.items)
     sides: list[list[list[Any]]] = []
-    for directory, files in runs:
-        num_tasks = min(len(files), TASKS_PER_CPU * cpus)
+    for run in runs:
+        num_tasks = min(len(run.files), TASKS_PER_CPU * cpus)
         sides.append([
-            split.remote(directory, files[first::num_tasks], items, num_buckets) for first in range(num_tasks)
+            split.remote(run.directory, run.files[first::num_tasks], items, num_buckets) for first in range(num_tasks)
         ])  # fmt: skip
     for error in ray.get([parts[-1] for side in sides for parts in side]):
         if error is not None:
             raise error
-    total, shared = Tally(Sums(settings.seed, settings.num_replicates)), [ray.put(settings)]
+    total, shared = measures.empty(), [ray.put(measures)]
     waiting = [[[parts[bucket] for parts in side] for side in sides] for bucket in range(num_buckets)]
     with Progress("difference", num_buckets, "buckets") as progress:
         running: list[Any] = []
@@ -214,11 +265,11 @@ def _split(
     return *(table.filter(pa.array(bucket == number)) for number in range(num_buckets)), None
 
 
-def _join(settings: Sequence[Any], own: Sequence[Any], other: Sequence[Any]) -> Tally | PolypersonaError:
+def _join(measures: Sequence[Any], own: Sequence[Any], other: Sequence[Any]) -> Tally | PolypersonaError:
     """Measure one bucket; a named failure is a value."""
     sides = [scored_rows(pa.concat_tables(ray.get(list(refs))).to_pylist()) for refs in (own, other)]
     try:
-        return measure_bucket(ray.get(settings[0]), *sides)
+        return measure_bucket(ray.get(measures[0]), *sides)
     except PolypersonaError as error:
         return error
 
@@ -239,30 +290,60 @@ def _shared_items(stored: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
     return {key for key in same if key == item_key(key, "")}, notes
 
 
-def _rows(settings: Settings, tally: Tally, kind: Kind) -> list[Row]:
-    return [
-        _row(settings, tally, metric, (kind, label))
+def difference_rows(measures: Measures, tally: Tally, kind: Kind) -> list[Row]:
+    """Return one row per group and metric: metrics of pairs by group, then those of whole personas."""
+    settings = measures.settings
+    rows = [
+        _pair_row(settings, tally, metric, (kind, label))
         for label in tally.sums.labels(kind)
         for metric in _metrics(settings)
     ]
+    return [*rows, *_people_rows(measures, tally, kind)]
 
 
-def _row(settings: Settings, tally: Tally, metric: Metric, key: GroupKey) -> Row:
+def _pair_row(settings: Settings, tally: Tally, metric: Metric, key: GroupKey) -> Row:
     totals = tally.sums.groups[key]
     columns, width = settings.layout.columns["score", metric.name], settings.layout.width
     own = metric.score(totals[:, columns])
     other = metric.score(totals[:, columns.start + width : columns.stop + width])
+    personas, n = tally.measured[metric.name, key], int(totals[0, columns.start])
+    return _row(metric, key[1], own, other, n, personas, has_interval=tally.sums.has_interval(key))
+
+
+def _people_rows(measures: Measures, tally: Tally, kind: Kind) -> list[Row]:
+    """Return the rows of whole personas that are defined for both runs; `n` is the first run's."""
+    if ALL not in tally.people.groups:
+        return []
+    people, totals, has_interval = measures.people, tally.people.groups[ALL], tally.people.has_interval(ALL)
+    sides = [people.scores(part, kind, measures.items) for part in np.split(totals, 2, axis=1)]
+    rows = []
+    for (group, metric, own), (_, _, other) in zip(*sides, strict=True):
+        if not (math.isnan(own.score[0]) or math.isnan(other.score[0])):
+            scores = own.score, other.score
+            rows.append(_row(metric, group, *scores, own.n, tally.num_people, has_interval=has_interval))
+    return rows
+
+
+def _row(
+    metric: Metric | PersonaMetric,
+    group: str,
+    own: FloatArray,
+    other: FloatArray,
+    n: int,
+    personas: int,
+    *,
+    has_interval: bool,
+) -> Row:
     differences = own - other
-    low, high = interval(differences) if tally.sums.has_interval(key) else (math.nan, math.nan)
+    low, high = interval(differences) if has_interval else (math.nan, math.nan)
     known = differences[1:][~np.isnan(differences[1:])]
     error = float(known.std(ddof=1)) if not math.isnan(low) and len(known) > 1 else math.nan
     difference, is_sure = float(differences[0]), not math.isnan(error) and error > 0
-    personas = tally.measured[metric.name, key]
     return {
         "metric": metric.name,
         "label": metric.label,
-        "group": key[1],
-        "n": int(totals[0, columns.start]),
+        "group": group,
+        "n": n,
         "personas": personas,
         "score": plain(own[0]),
         "other": plain(other[0]),
@@ -293,7 +374,7 @@ def _caption(recipe: Recipe, notes: Sequence[str]) -> str:
         "Synthetic responses. Differences on the cells both runs answered, both measured against the first run's "
         "references. Intervals are 95 % paired bootstrap intervals clustered by persona "
         f"({recipe.evaluate.bootstrap} replicates, fewer for single items); effect is the difference in standard "
-        "deviations of one persona's difference. Distinct and measures of whole personas are not compared.",
+        "deviations of one persona's difference. Distinct is not compared.",
         *notes,
     ]
     return " ".join(parts)

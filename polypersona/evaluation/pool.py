@@ -98,6 +98,7 @@ def score_pairs(
     files: Sequence[str],
     num_rows: int,
     inventory: Inventory,
+    keeper: RunDirectory | None = None,
 ) -> tuple[PairValues, NeuralSummary]:
     """Encode what is not encoded yet, and return the values of all pairs.
 
@@ -108,6 +109,8 @@ def score_pairs(
         files: the run's response files.
         num_rows: about how many rows they hold.
         inventory: what there is. Ray has been started.
+        keeper: another run, which keeps what is encoded now; parts of both are used, and none is deleted. Without it
+            the run keeps its parts, and those of pairs that it no longer has are deleted.
 
     Raises:
         ModelError: the encoder cannot be loaded, or its process dies again and again.
@@ -115,7 +118,13 @@ def score_pairs(
     """
     pool = plan_pool(inventory, weight_bytes(comparison.model) or 0)
     prefix = f"{FOLDER}/part-{comparison_digest(comparison)}-"
-    there = {name for name in directory.names(FOLDER, ".parquet") if name.startswith(prefix)}
+    keeper, drops = keeper or directory, keeper is None
+    there = {
+        name: place
+        for place in (directory, keeper)
+        for name in place.names(FOLDER, ".parquet")
+        if name.startswith(prefix)
+    }
     names: list[str] = []
     pending: list[_Part] = []
     for pairs in _parts(directory, source, files, num_rows, inventory):
@@ -125,12 +134,19 @@ def score_pairs(
     num_encoded = 0
     with Progress(comparison.name, sum(part.num_texts for part in pending), "texts") as progress:
         for part, data, count in _encode(pending, comparison, pool):
-            directory.write(part.name, data)
+            keeper.write(part.name, data)
+            there[part.name] = keeper
             num_encoded += count
             progress.advance(part.num_texts)
-    values = read_values(directory, sorted(names), comparison.columns)
-    for name in sorted(there.difference(names)):
-        directory.delete(name)
+    values = PairValues.union(
+        [
+            read_values(place, sorted(name for name in names if there[name] is place), comparison.columns)
+            for place in ((directory,) if drops else (directory, keeper))
+        ]
+    )
+    if drops:
+        for name in sorted(set(there).difference(names)):
+            directory.delete(name)
     actors = pool.actors
     reused = len(names) - len(pending)
     return values, NeuralSummary(

@@ -8,7 +8,7 @@ file and no Ray.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,36 +109,43 @@ class PersonaMetrics:
         if ALL not in sums.groups:
             return []
         totals, has_interval = sums.groups[ALL], sums.has_interval(ALL)
-        groups: list[tuple[str, str | None, str | None]] = [("all", None, None)]
-        if kind == "item":
-            groups = [(item.item_id, item.item_id, None) for item in items]
-        elif kind == "domain":
-            groups = [(name, None, name) for name in sorted({item.domain for item in items})]
-        elif kind != "overall":
-            return []
-        return [
-            row
-            for label, item_id, domain in groups
-            for row in self._group_rows(totals, label, item_id, domain, has_interval=has_interval)
-            if row["n"]
+        rows = [
+            _row(metric, found, group, has_interval=has_interval)
+            for group, metric, found in self.scores(totals, kind, items)
         ]
+        return [row for row in rows if row["n"]]
 
-    def _group_rows(
-        self, totals: IntArray, label: str, item_id: str | None, domain: str | None, *, has_interval: bool
-    ) -> list[Row]:
-        rows, start = [], 0
-        for one in self.statistics:
-            part = totals[:, start : start + one.width]
-            start += one.width
-            members = one.members(item_id, domain)
-            if len(members):
-                scores = one.score(part, members)
-                rows += [
-                    _row(metric, scores[metric.name], label, has_interval=has_interval)
-                    for metric in one.metrics
-                    if metric.name in self.wanted
-                ]
-        return rows
+    @property
+    def width(self) -> int:
+        """Columns of a persona's row."""
+        return sum(one.width for one in self.statistics)
+
+    def scores(
+        self, totals: IntArray, kind: Kind, items: Sequence[Item]
+    ) -> Iterator[tuple[str, PersonaMetric, Scored]]:
+        """Yield group, metric and score of summed rows, shape (replicates, width); none of a response type."""
+        for group, item_id, domain in _groups(kind, items):
+            start = 0
+            for one in self.statistics:
+                part = totals[:, start : start + one.width]
+                start += one.width
+                members = one.members(item_id, domain)
+                if len(members):
+                    scores = one.score(part, members)
+                    yield from (
+                        (group, metric, scores[metric.name]) for metric in one.metrics if metric.name in self.wanted
+                    )
+
+
+def _groups(kind: Kind, items: Sequence[Item]) -> list[tuple[str, str | None, str | None]]:
+    """Return a kind's groups as (label, item id, domain), of which at most one is given."""
+    if kind == "overall":
+        return [("all", None, None)]
+    if kind == "item":
+        return [(item.item_id, item.item_id, None) for item in items]
+    if kind == "domain":
+        return [(name, None, name) for name in sorted({item.domain for item in items})]
+    return []
 
 
 def _row(metric: PersonaMetric, found: Scored, group: str, *, has_interval: bool) -> Row:

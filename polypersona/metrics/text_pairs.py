@@ -80,6 +80,11 @@ class PairValues:
         unique, first = np.unique(keys, return_index=True)
         return cls(unique, values[first])
 
+    @classmethod
+    def union(cls, parts: Sequence[PairValues]) -> PairValues:
+        """Return the values of several parts, at least one, of the same columns."""
+        return cls.of(np.concatenate([one.keys for one in parts]), np.concatenate([one.values for one in parts]))
+
     def look_up(self, texts: Sequence[TextPair | None]) -> FloatArray:
         """Return the values of some pairs, shape (num_texts, columns); NaN for None and where undefined.
 
