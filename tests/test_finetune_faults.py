@@ -168,6 +168,9 @@ def test_a_killed_driver_started_again_ends_bit_equal_and_a_finished_run_is_left
     assert is_bit_equal(adapter, undisturbed)
     last = events(recipe, "workers_began")[-1]
     assert last["step"] >= 20
+    attempts = json.loads((adapter / "training.json").read_text(encoding="utf-8"))["attempts"]
+    assert [one["step"] for one in attempts] == [0, last["step"]]
+    assert all(one["seconds"] > 0 and one["machines"] for one in attempts)
     assert last["reason"] == f"resumed from the checkpoint of step {last['step']}"
 
 
