@@ -14,7 +14,7 @@ import pyarrow as pa
 from polypersona.errors import RecipeError, StorageError
 from polypersona.evaluation.subgroups import build_subgroups
 from polypersona.examples import example_persona, load_examples
-from polypersona.ledger import RESPONSES
+from polypersona.ledger import committed_files
 from polypersona.metrics.bertscore import encoder_of
 from polypersona.metrics.catalogue import choose_comparison, choose_metrics
 from polypersona.metrics.personas import PersonaMetrics
@@ -44,7 +44,7 @@ def response_files(directory: RunDirectory, stored: dict[str, Any]) -> list[str]
     """Return the run's own files of committed shards: what a killed attempt left in quarantine is none."""
     if "ledger" not in stored:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
-    responses = directory.names(RESPONSES, f"-{stored['fingerprint']}.parquet")
+    responses = list(committed_files(directory, stored["fingerprint"]).values())
     if not responses:
         raise StorageError(f"There are no responses in {directory.path()}.", "Run generate first.")
     return [*responses, *current_quarantine(directory, stored["fingerprint"]).values()]
