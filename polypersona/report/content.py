@@ -109,6 +109,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "num_draws": len(tally.draws),
         "num_records": evidence.source.num_records,
         "is_weighted": tally.is_weighted,
+        "is_greedy": tally.is_greedy,
         "prompt_tokens": tally.prompt_tokens,
         "reused_prompt_tokens": tally.reused_prompt_tokens,
         "share_reused": tally.reused_prompt_tokens / tally.prompt_tokens if tally.prompt_tokens else math.nan,

@@ -13,13 +13,14 @@ from typing import Any, TypeAlias
 
 from polypersona.report import human_words
 from polypersona.report.numbers import is_defined
+from polypersona.report.structure import coefficient_facts, pair_facts
 from polypersona.survey.cells import ALL, MIN_CELL
 from polypersona.survey.tables import collapsed_rows
 
 Row: TypeAlias = Mapping[str, Any]
 
 # The tables of the comparison that the page reads.
-TABLES = ("scores", "shares", "stereotyping", "individuals", "rectified")
+TABLES = ("scores", "shares", "stereotyping", "regression", "pairs", "individuals", "rectified")
 MEASURES = (
     "w1_alignment", "total_variation", "js_distance", "ks_similarity", "rank_correlation", "variance_ratio",
     "entropy_difference", "effective_human_n",
@@ -54,6 +55,7 @@ def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row, num
     everybody = {row["metric"]: row for row in summary if row["by"] == ALL}
     metric = "w1_alignment" if "w1_alignment" in everybody else "total_variation"
     items, groups = item_rows(overall, stems), group_rows(summary, metric)
+    labels = {row["item"]: row["label"] for row in items}
     stereotyping = [row for row in evidence.tables.get("stereotyping", ()) if _is_large(row)]
     facts = {
         **{key: content.get(key) for key in ("human", "caption", "by", "notes", "hidden_cells", "pattern", "regression",
@@ -65,6 +67,8 @@ def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row, num
         "groups": groups,
         "collapsed": [row["item"] for row in collapsed_rows([row for row in overall if _has_interval(row)])],
         "stereotyping": stereotyping_summary(stereotyping),
+        "coefficients": coefficient_facts(evidence.tables.get("regression", ()), labels),
+        "pairs": pair_facts(evidence.tables.get("pairs", ()), labels, content.get("pattern") or {}),
         "individuals": [row for row in content.get("individuals", []) if _has_person_level(row)],
         "only_human": len(content.get("items", {}).get("only_human", [])),
         "only_run": len(content.get("items", {}).get("only_run", [])),
