@@ -279,6 +279,7 @@ def _content(tallied: Tallied, tables: dict[str, list[Row]], overlap: TrainingOv
             [caption(bases, is_greedy=tally.frame.is_greedy), *([overlap.summary(shared)] if overlap else [])]
         ),
         "by": [grouping.name for grouping in sources.profiles.groupings],
+        "labels": {grouping.name: grouping.demographic.label for grouping in sources.profiles.groupings},
         "alarms": alarms,
         "notes": [*_notes(tallied), *_pair_notes(tables), *([overlap.note] if overlap else [])],
         "training_overlap": overlap and overlap.as_json,

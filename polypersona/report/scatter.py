@@ -25,6 +25,7 @@ from polypersona.report.canvas import (
 )
 
 _SIDE = 330  # points
+_MANY, _SMALLER = 200, 0.7
 # Marks differ in shape as well as in colour, so that they can be told apart in grey.
 LOOKS: dict[str, dict[str, Any]] = {
     "plain": {"marker": "o", "markersize": 4.5, "markerfacecolor": "none", "markeredgecolor": MUTED},
@@ -66,10 +67,15 @@ def scatter_chart(groups: Sequence[Points], key: str, across: str, up: str, leas
         axes.plot(
             limits, limits, color=MUTED, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1, label="the same on both sides"
         )
+        scale = _SMALLER if len(values) > 2 * _MANY else 1.0
         for place, group in enumerate(groups):
             if group.places:
+                look = LOOKS[group.look]
                 xs, ys = zip(*group.places, strict=True)
-                axes.plot(xs, ys, linestyle="none", label=group.label, zorder=2 + place, **LOOKS[group.look])
+                axes.plot(
+                    xs, ys, linestyle="none", label=group.label, zorder=2 + place,
+                    **{**look, "markersize": scale * look["markersize"]},
+                )  # fmt: skip
         axes.set_xlim(*limits)
         axes.set_ylim(*limits)
         axes.set_aspect("equal")

@@ -224,7 +224,7 @@ def _match(comparison: Comparison, item: int) -> FloatArray:
 
 def _shared_groups(profiles: Profiles, sides: Sequence[Moments]) -> npt.NDArray[np.bool_]:
     """Return which profiles have all their demographics known, and all their groups on both sides."""
-    kept = (profiles.members != UNKNOWN).all(axis=1)
+    kept: npt.NDArray[np.bool_] = (profiles.members != UNKNOWN).all(axis=1)
     while True:
         lacking = np.zeros_like(kept)
         for place, grouping in enumerate(profiles.groupings):
