@@ -55,8 +55,9 @@ def _closeness(facts: Mapping[str, Any]) -> list[str]:
     row = _measure(facts, facts["metric"])
     if row is None:
         return []
+    with_order = " with ordered options" if facts["metric"] == "w1_alignment" else ""
     text = (
-        f"Mean {row['label']} over {_questions(row['items'])}: {render_number(row['score'])} "
+        f"Mean {row['label']} over {_questions(row['items'])}{with_order}: {render_number(row['score'])} "
         f"{render_interval(row['low'], row['high'])}; choosing options blindly gets {render_number(row['uniform'])}, "
         f"one random half of the people against the other {render_number(row['split_half'])}."
     )
@@ -72,7 +73,10 @@ def _variance(facts: Mapping[str, Any]) -> list[str]:
     row, collapsed = _measure(facts, "variance_ratio"), len(facts["collapsed"])
     if row is None:
         return []
-    text = f"The synthetic answers have on average {render_number(row['score'], 2)} of people's variance."
+    text = (
+        f"On the median question the synthetic answers have {render_number(facts['median_variance_ratio'], 2)} of "
+        f"people's variance, on average {render_number(row['score'], 2)}."
+    )
     if collapsed:
         return [
             f"{text} It collapses on {collapsed} of {_questions(row['items'])}: less than half of people's variance, "
