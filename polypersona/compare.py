@@ -279,8 +279,9 @@ def _content(tallied: Tallied, tables: dict[str, list[Row]], overlap: TrainingOv
             [caption(bases, is_greedy=tally.frame.is_greedy), *([overlap.summary(shared)] if overlap else [])]
         ),
         "by": [grouping.name for grouping in sources.profiles.groupings],
+        "labels": {grouping.name: grouping.demographic.label for grouping in sources.profiles.groupings},
         "alarms": alarms,
-        "notes": [*_notes(tallied), *([overlap.note] if overlap else [])],
+        "notes": [*_notes(tallied), *_pair_notes(tables), *([overlap.note] if overlap else [])],
         "training_overlap": overlap and overlap.as_json,
         "items": {
             "shared": shared,
@@ -322,6 +323,14 @@ def _notes(tallied: Tallied) -> list[str]:
     if tally.frame.num_joint_items < len(comparison.items):
         notes.append(f"association is compared for the first {tally.frame.num_joint_items} items only")
     return notes
+
+
+def _pair_notes(tables: dict[str, list[Row]]) -> list[str]:
+    (pattern,), shown = tables["pattern"], len(tables["pairs"])
+    total = pattern["n"] + pattern["one_sided"]
+    if shown == total:
+        return []
+    return [f"of {total:,} pairs of items the table holds {shown:,}: the most different, and evenly chosen others"]
 
 
 def _write(directory: RunDirectory, content: dict[str, Any], tables: dict[str, list[Row]]) -> None:

@@ -40,10 +40,7 @@ def build_beside(contents: Sequence[Row], recipes: Sequence[Recipe], paired: Seq
         "names": names,
         "runs": [_run(name, content) for name, content in zip(names, contents, strict=True)],
         "differences": recipe_differences(recipes),
-        "table_ii": [
-            {"name": name, **{key: content["table_ii"][key] for key in ("scores", "floors", "floor_name")}}
-            for name, content in zip(names, contents, strict=True)
-        ],
+        "table_ii": _scores(names, contents),
         "table_iii": _domains(contents),
         "bleu": [row for name, content in zip(names, contents, strict=True) if (row := _bleu(name, content))],
         "domains": _shares(contents, "domains", "domain"),
@@ -103,6 +100,17 @@ def _run(name: str, content: Row) -> dict[str, Any]:
         "ignores_cards": gain.get("ignores_cards"),
         "warnings": content["warnings"],
     }
+
+
+def _scores(names: Sequence[str], contents: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return Table II by run; nothing where no run has any of its scores."""
+    tables = [content["table_ii"] for content in contents]
+    if not any(isinstance(cell, Mapping) for table in tables for cell in table["scores"]):
+        return []
+    return [
+        {"name": name, **{key: table[key] for key in ("scores", "floors", "floor_name")}}
+        for name, table in zip(names, tables, strict=True)
+    ]
 
 
 def _domains(contents: Sequence[Row]) -> list[dict[str, Any]]:

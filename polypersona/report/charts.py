@@ -218,7 +218,7 @@ def bars_chart(key: str, names: Sequence[str], series: Sequence[Series], xlabel:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, largest * 1.62)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.set_xticks([tick for tick in MaxNLocator(3).tick_values(0, largest) if 0 <= tick <= 1.001])
         axes.set_xlabel(xlabel)
         plain_axes(axes)
         if len(series) > 1:

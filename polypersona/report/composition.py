@@ -122,18 +122,15 @@ def _references(source: Source, key: str) -> _References:
 
 def _options(entry: ItemTally, item: Item | None, references: _References) -> list[dict[str, Any]]:
     labels = dict(zip(item.codes, item.options, strict=False)) if item else dict(sorted(entry.labels.items()))
-    has_probabilities = entry.probability_sum is not None and len(entry.probability_sum) == len(labels)
+    found = entry.mean_probabilities
+    probabilities = found if found is not None and len(found) == len(labels) else [None] * len(labels)
     return [
         {
             "code": code,
             "label": label,
             "count": entry.counts[code],
             "share": _share(entry.weights[code], entry.weights.total()),
-            "probability": (
-                _share(float(entry.probability_sum[index]), entry.probability_weight)
-                if has_probabilities and entry.probability_sum is not None
-                else None
-            ),
+            "probability": probabilities[index],
             "reference": None if code in references.hidden else references.counts[code],
             "share_reference": (
                 None if code in references.hidden else _share(references.weights[code], references.weights.total())

@@ -6,7 +6,7 @@ Takes the run's records, its scores and the counts of its rows; gives plain JSON
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from polypersona.report import words
@@ -62,8 +62,8 @@ def build_content(evidence: Evidence) -> dict[str, Any]:
         "conditioning": scores.get("conditioning"),
         "overall": overall,
         "by_domain": per_domain,
-        "by_model": [undefined_as_none(row) for row in scores.get("by_model", [])],
-        "by_subgroup": [undefined_as_none(row) for row in words.telling(scores.get("by_subgroup", []))],
+        "by_model": _by_metric(scores.get("by_model", [])),
+        "by_subgroup": _by_metric(words.telling(scores.get("by_subgroup", []))),
         "cards": [{**row, "meaning": words.meaning(str(row["metric"]))} for row in words.headline(overall)],
         "table_ii": table_ii(recipe, overall),
         "table_iii": table_iii(per_domain),
@@ -109,6 +109,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "num_draws": len(tally.draws),
         "num_records": evidence.source.num_records,
         "is_weighted": tally.is_weighted,
+        "is_greedy": tally.is_greedy,
         "prompt_tokens": tally.prompt_tokens,
         "reused_prompt_tokens": tally.reused_prompt_tokens,
         "share_reused": tally.reused_prompt_tokens / tally.prompt_tokens if tally.prompt_tokens else math.nan,
@@ -149,6 +150,12 @@ def run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     if generated.get("seconds") and generated.get("answered"):
         facts["answers_per_s"] = generated["answered"] / generated["seconds"]
     return facts
+
+
+def _by_metric(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows with all groups of a metric together, metrics and groups in their order."""
+    order = {name: place for place, name in enumerate(dict.fromkeys(row["metric"] for row in rows))}
+    return [undefined_as_none(row) for row in sorted(rows, key=lambda row: order[row["metric"]])]
 
 
 def undefined_as_none(row: Row) -> dict[str, Any]:

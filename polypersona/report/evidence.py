@@ -66,7 +66,7 @@ def gather(directory: RunDirectory, recipe: Recipe, state: Mapping[str, Any]) ->
     Raises:
         StorageError: a file cannot be read.
     """
-    tally, sample = Tally(), Sample()
+    tally, sample = Tally(is_greedy=recipe.generate.temperature == 0), Sample()
     for table in stream_rows(directory):
         tally.add(table)
         sample.add(asked_rows(table))

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 from polypersona.report import charts
 from polypersona.report.human import MAX_CHARTED
-from polypersona.report.numbers import render_kind, render_words
+from polypersona.report.numbers import render_count, render_kind, render_words
 from polypersona.report.paper import FIGURE_4
+from polypersona.report.scatter import Points, scatter_chart
 
 Content: TypeAlias = Mapping[str, Any]
 
@@ -75,7 +76,35 @@ def _people(human: Content) -> dict[str, str]:
             for row in group["rows"]
         ]  # fmt: skip
         drawn[f"people_group_{index}"] = charts.dumbbell_chart(rows, f"people-group{index}", _axis(metric))
+    if human["coefficients"]:
+        drawn["people_coefficients"] = _coefficients(human["coefficients"])
+    if human["pairs"]:
+        drawn["people_pairs"] = _pairs(human["pairs"])
     return drawn
+
+
+def _coefficients(found: Content) -> str:
+    looks = {"alike": ("no certain difference", "plain"), "different": ("differs for certain", "filled"),
+             "flipped": ("differs, and the sign flips", "alarm")}  # fmt: skip
+    groups = [
+        Points(f"{name} ({render_count(found['counts'][verdict])})", look,
+               [_place(row) for row in found["points"] if row["verdict"] == verdict])
+        for verdict, (name, look) in looks.items()
+    ]  # fmt: skip
+    return scatter_chart(groups, "people-coefficients", "people: coefficient", "run: coefficient")
+
+
+def _pairs(found: Content) -> str:
+    listed, others = found["points"][: found["listed"]], found["points"][found["listed"] :]
+    groups = [
+        Points("a pair of questions", "plain", [_place(row) for row in others]),
+        Points("most different, listed below", "listed", [_place(row) for row in listed]),
+    ]
+    return scatter_chart(groups, "people-pairs", "people: Cramér's V", "run: Cramér's V", least=0.0)
+
+
+def _place(row: Content) -> tuple[float, float]:
+    return row["human"], row["synthetic"]
 
 
 def _question(row: Content, measure: Content, ceiling: str = "") -> dict[str, Any]:

@@ -7,19 +7,20 @@ five people or personas is not in it, whatever the tables hold.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from polypersona.report import human_words
-from polypersona.report.numbers import is_defined
+from polypersona.report.numbers import is_defined, render_words
+from polypersona.report.structure import coefficient_facts, pair_facts
 from polypersona.survey.cells import ALL, MIN_CELL
 from polypersona.survey.tables import collapsed_rows
 
 Row: TypeAlias = Mapping[str, Any]
 
 # The tables of the comparison that the page reads.
-TABLES = ("scores", "shares", "stereotyping", "individuals", "rectified")
+TABLES = ("scores", "shares", "stereotyping", "regression", "pairs", "individuals", "rectified")
 MEASURES = (
     "w1_alignment", "total_variation", "js_distance", "ks_similarity", "rank_correlation", "variance_ratio",
     "entropy_difference", "effective_human_n",
@@ -29,6 +30,7 @@ _CELL_MEASURES = ("w1_alignment", "total_variation", "variance_ratio")
 MAX_CHARTED = 24
 MAX_OPTION_ROWS = 40_000
 _ALIKE = 24
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +51,56 @@ def build_human(evidence: HumanEvidence, stems: Mapping[str, str], run: Row, num
         num_rows: how many responses the run has now; a comparison of fewer or more is named so, too.
     """
     content = evidence.content
-    summary = [row for row in content.get("summary", []) if _is_large(row)]
+    names = demographic_names(content)
+    summary = [row for row in _named(content.get("summary", []), names) if _is_large(row)]
     overall = [row for row in content.get("overall", []) if _is_large(row)]
     everybody = {row["metric"]: row for row in summary if row["by"] == ALL}
     metric = "w1_alignment" if "w1_alignment" in everybody else "total_variation"
     items, groups = item_rows(overall, stems), group_rows(summary, metric)
-    stereotyping = [row for row in evidence.tables.get("stereotyping", ()) if _is_large(row)]
+    labels = {row["item"]: row["label"] for row in items}
+    stereotyping = [row for row in _named(evidence.tables.get("stereotyping", ()), names) if _is_large(row)]
     facts = {
-        **{key: content.get(key) for key in ("human", "caption", "by", "notes", "hidden_cells", "pattern", "regression",
+        **{key: content.get(key) for key in ("human", "caption", "by", "hidden_cells", "pattern", "regression",
                                              "prediction")},
+        "notes": [*content.get("notes", ()), *_lacking(evidence)],
         "metric": metric,
         "measures": [everybody[name] for name in MEASURES if name in everybody],
         "median_effective_n": _median(row["score"] for row in overall if row["metric"] == "effective_human_n"),
+        "median_variance_ratio": _median(row["score"] for row in overall if row["metric"] == "variance_ratio"),
         "items": items,
         "groups": groups,
         "collapsed": [row["item"] for row in collapsed_rows([row for row in overall if _has_interval(row)])],
         "stereotyping": stereotyping_summary(stereotyping),
-        "individuals": [row for row in content.get("individuals", []) if _has_person_level(row)],
+        "coefficients": coefficient_facts(_named(evidence.tables.get("regression", ()), names), labels),
+        "pairs": pair_facts(evidence.tables.get("pairs", ()), labels, content.get("pattern") or {}),
+        "individuals": _labelled((row for row in content.get("individuals", []) if _has_person_level(row)), labels),
         "only_human": len(content.get("items", {}).get("only_human", [])),
         "only_run": len(content.get("items", {}).get("only_run", [])),
         "is_stale": _is_stale(content, run, num_rows),
-        "mitigation": content.get("mitigation"),
-        "rectified": [row for row in evidence.tables.get("rectified", ()) if row["people_held_out"] >= MIN_CELL],
+        "mitigation": mitigation_facts(content.get("mitigation"), names),
+        "rectified": _labelled(
+            (row for row in evidence.tables.get("rectified", ()) if row["people_held_out"] >= MIN_CELL), labels
+        ),
     }  # fmt: skip
     return {**facts, **human_words.sentences(facts)}
+
+
+def demographic_names(content: Row) -> dict[str, str]:
+    """Return what to call each demographic: the codebook's label, or the column's name as words where it is long."""
+    found = {
+        name: label if label and len(label) <= _LONGEST_NAME else render_words(name)
+        for name, label in content.get("labels", {}).items()
+    }
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def mitigation_facts(found: Row | None, names: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the scores before and after mitigations, and the least and greatest temperature of each response type."""
+    if not found:
+        return None
+    temperatures = {kind: [min(values), max(values)] for kind, values in (found.get("temperatures") or {}).items()}
+    raked_by = [names.get(name, name) for name in found.get("raked_by") or ()]
+    return {**found, "raked_by": raked_by, "temperatures": temperatures}
 
 
 def item_rows(overall: Sequence[Row], stems: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -153,6 +181,7 @@ def browser_rows(evidence: HumanEvidence, stems: Mapping[str, str]) -> dict[str,
     `cells` are [item, group, people, answers, measures, options]; an option is [human share, low, high, synthetic
     share, low, high] in percent, None where too few people chose it to be shown.
     """
+    names = demographic_names(evidence.content)
     shares = [row for row in evidence.tables.get("shares", ()) if _is_large(row)]
     is_cut = len(shares) > MAX_OPTION_ROWS
     if is_cut:
@@ -179,10 +208,26 @@ def browser_rows(evidence: HumanEvidence, stems: Mapping[str, str]) -> dict[str,
         )  # fmt: skip
     return {
         "items": [[name, stems.get(name, name), list(labels[name].values())] for name in items],
-        "groups": [list(group) for group in groups],
+        "groups": [[names.get(by, by), group] for by, group in groups],
         "cells": list(cells.values()),
         "is_cut": is_cut,
     }
+
+
+def _lacking(evidence: HumanEvidence) -> list[str]:
+    """Return what an earlier version's comparison does not let the page draw."""
+    rows = [*evidence.tables.get("regression", ()), *evidence.tables.get("pairs", ())]
+    if all("human_n" in row and ("term" not in row or "group_human_n" in row) for row in rows):
+        return []
+    return ["regressions and associations are not drawn, for the comparison is an earlier version's: run compare again"]
+
+
+def _labelled(rows: Iterable[Row], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{**row, "label": labels.get(row["item"], row["item"])} for row in rows]
+
+
+def _named(rows: Iterable[Row], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{**row, "by": names.get(row["by"], row["by"])} for row in rows]
 
 
 def _is_large(row: Row) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polypersona.report.numbers import is_defined, render_count, render_interval, render_number
+from polypersona.report.numbers import is_defined, render_count, render_interval, render_number, render_share
 
 MEANINGS = {
     "w1_alignment": "1 − the distance that answers would have to move along the scale, as a share of it; 1 is the same "
@@ -55,8 +55,9 @@ def _closeness(facts: Mapping[str, Any]) -> list[str]:
     row = _measure(facts, facts["metric"])
     if row is None:
         return []
+    with_order = " with ordered options" if facts["metric"] == "w1_alignment" else ""
     text = (
-        f"Mean {row['label']} over {_questions(row['items'])}: {render_number(row['score'])} "
+        f"Mean {row['label']} over {_questions(row['items'])}{with_order}: {render_number(row['score'])} "
         f"{render_interval(row['low'], row['high'])}; choosing options blindly gets {render_number(row['uniform'])}, "
         f"one random half of the people against the other {render_number(row['split_half'])}."
     )
@@ -72,7 +73,10 @@ def _variance(facts: Mapping[str, Any]) -> list[str]:
     row, collapsed = _measure(facts, "variance_ratio"), len(facts["collapsed"])
     if row is None:
         return []
-    text = f"The synthetic answers have on average {render_number(row['score'], 2)} of people's variance."
+    text = (
+        f"On the median question the synthetic answers have {render_number(facts['median_variance_ratio'], 2)} of "
+        f"people's variance, on average {render_number(row['score'], 2)}."
+    )
     if collapsed:
         return [
             f"{text} It collapses on {collapsed} of {_questions(row['items'])}: less than half of people's variance, "
@@ -143,11 +147,29 @@ def _association(facts: Mapping[str, Any]) -> list[str]:
     pattern = facts["pattern"] or {}
     if not is_defined(pattern.get("correlation")):
         return []
-    return [
+    text = (
         f"Over {render_count(pattern['n'])} pairs of questions, Cramér's V of run and people correlate "
-        f"with r = {render_number(pattern['correlation'])} (one half of the people against the other: "
-        f"{render_number(pattern['split_half'])})."
-    ]
+        f"with r = {render_number(pattern['correlation'])} {render_interval(pattern['low'], pattern['high'])} (one "
+        f"half of the people against the other: {render_number(pattern['split_half'])}). Mean V is "
+        f"{render_number(pattern['mean_synthetic'])} in the run, {render_number(pattern['mean_human'])} among people."
+    )
+    if count := pattern.get("one_sided"):
+        text += f" {render_count(count)} further pairs have no V on one side, where a question does not vary."
+    return [text]
+
+
+def _regressions(facts: Mapping[str, Any]) -> list[str]:
+    found = facts["regression"] or {}
+    if not (found.get("coefficients") and is_defined(found["share_different"])):
+        return []
+    text = (
+        f"Linear models of the questions on demographics have {render_count(found['coefficients'])} coefficients; "
+        f"{render_share(found['share_different'])} differ for certain between run and people (|z| > 1.96), and "
+        f"{render_share(found['expected_different'])} would between two samples of one population."
+    )
+    if is_defined(found["share_flipped"]):
+        text += f" Of those that differ, {render_share(found['share_flipped'])} have the opposite sign."
+    return [text]
 
 
 def _warnings(facts: Mapping[str, Any]) -> list[str]:
@@ -186,6 +208,7 @@ _FINDINGS = (
     ("Effective n", _effective),
     ("Subgroups", _subgroups),
     ("Differences between groups", _differences),
+    ("Regressions", _regressions),
     ("Prediction", _prediction),
     ("Person by person", _people),
     ("Association", _association),

@@ -9,6 +9,7 @@ from typing import Any
 UNDEFINED = "n/a"
 NOT_COMPUTED = "—"
 _MIB = 1 << 20
+_LEAST = 1e-6  # below it a number is the rounding of a computation
 
 
 def is_defined(value: Any) -> bool:
@@ -27,10 +28,15 @@ def render_number(value: Any, digits: int = 3) -> str:
 
 
 def render_interval(low: Any, high: Any) -> str:
-    """Return "[low, high]", or "n/a" where either end is undefined."""
+    """Return "[low, high]", or "n/a" where either end is undefined. An end that is not 0 does not read 0.000."""
     if not (is_defined(low) and is_defined(high)):
         return UNDEFINED
-    return f"[{render_number(low)}, {render_number(high)}]"
+    return f"[{_render_end(low)}, {_render_end(high)}]"
+
+
+def _render_end(value: float) -> str:
+    is_small = _LEAST <= abs(value) < 0.0005
+    return render_number(value, -math.floor(math.log10(abs(value))) if is_small else 3)
 
 
 def render_raw(value: Any) -> str:
@@ -54,7 +60,16 @@ def render_words(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-KINDS = {"open": "open", "likert": "Likert scale", "yesno": "yes or no", "agreement": "agreement"}
+def render_group(label: str) -> str:
+    """Return a group as words: `work_status=part time` → "Work status: part time"; other labels as they are."""
+    name, is_attribute, value = label.partition("=")
+    return f"{render_words(name)}: {value}" if is_attribute else label
+
+
+KINDS = {
+    "open": "open", "likert": "Likert scale", "yesno": "yes or no", "agreement": "agreement", "single": "single choice",
+    "multiple": "several answers",
+}  # fmt: skip
 
 
 def render_kind(response_type: str) -> str:

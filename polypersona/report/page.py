@@ -54,6 +54,7 @@ def render_page(content: Mapping[str, Any], answers: Mapping[str, Any], people: 
         count=numbers.render_count,
         share=numbers.render_share,
         words=numbers.render_words,
+        group=numbers.render_group,
         facts=numbers.render_facts,
         fact=fact_text,
         kind=numbers.render_kind,

@@ -49,7 +49,7 @@ class ItemTally:
     """The complete answers to one closed item: how often each code came, and how much weight it carries.
 
     `probability_sum` are the options' probabilities times the weight of who was asked, `probability_weight` those
-    weights.
+    weights, of the `num_probable` answers that have them.
     """
 
     counts: Counter[int] = field(default_factory=Counter)
@@ -57,12 +57,25 @@ class ItemTally:
     labels: dict[int, str] = field(default_factory=dict)
     probability_sum: np.ndarray | None = None
     probability_weight: float = 0.0
+    num_probable: int = 0
+
+    @property
+    def mean_probabilities(self) -> list[float] | None:
+        """The options' mean probabilities; None unless every answer has them, as in the comparison with people."""
+        if self.probability_sum is None or not self.probability_weight or self.num_probable != self.counts.total():
+            return None
+        return [float(value) / self.probability_weight for value in self.probability_sum]
 
 
 @dataclass(slots=True)
 class Tally:
-    """The counters of one run. Cells that were not asked are counted apart and are in no other counter."""
+    """The counters of one run. Cells that were not asked are counted apart and are in no other counter.
 
+    `is_greedy` says that the answers were given at temperature 0: option probabilities do not describe them and are not
+    read.
+    """
+
+    is_greedy: bool = False
     cells: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     lengths: dict[tuple[str, bool], Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     items: dict[str, ItemTally] = field(default_factory=lambda: defaultdict(ItemTally))
@@ -101,7 +114,8 @@ class Tally:
         _count_cells(self, table)
         _count_lengths(self, table)
         _count_codes(self, table)
-        _count_probabilities(self, table)
+        if not self.is_greedy:
+            _count_probabilities(self, table)
 
 
 def item_key(item_id: str, variant: str) -> str:
@@ -174,8 +188,12 @@ def _count_lengths(tally: Tally, table: pa.Table) -> None:
         tally.lengths[row["domain"], row["is_open"]][row["length"]] += row["count_all"]
 
 
+def _coded(table: pa.Table) -> pa.Table:
+    return table.filter(pc.and_(pc.equal(table["disposition"], "complete"), pc.is_valid(table["code"])))
+
+
 def _count_codes(tally: Tally, table: pa.Table) -> None:
-    coded = table.filter(pc.and_(pc.equal(table["disposition"], "complete"), pc.is_valid(table["code"])))
+    coded = _coded(table)
     groups = coded.group_by(["item", "code", "label"]).aggregate([([], "count_all"), ("weight", "sum")])
     for row in groups.to_pylist():
         item = tally.items[row["item"]]
@@ -185,7 +203,8 @@ def _count_codes(tally: Tally, table: pa.Table) -> None:
 
 
 def _count_probabilities(tally: Tally, table: pa.Table) -> None:
-    known = table.filter(pc.is_valid(table["option_probs"])).select(["item", "option_probs", "weight"])
+    coded = _coded(table)
+    known = coded.filter(pc.is_valid(coded["option_probs"])).select(["item", "option_probs", "weight"])
     for item in known["item"].unique().to_pylist():
         rows = known.filter(pc.equal(known["item"], item))
         lists, weights = rows["option_probs"].combine_chunks(), rows["weight"].to_numpy()
@@ -200,6 +219,7 @@ def _count_probabilities(tally: Tally, table: pa.Table) -> None:
         if len(entry.probability_sum) == len(sums):
             entry.probability_sum += sums
             entry.probability_weight += float(weights.sum())
+            entry.num_probable += len(rows)
 
 
 def box_statistics(histogram: Mapping[int, int], max_outliers: int = 40) -> BoxStatistics | None:

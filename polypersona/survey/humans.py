@@ -92,6 +92,12 @@ class Humans:
         effective = np.divide(sums * sums, squares, out=np.zeros_like(sums), where=squares > 0)
         return associations_of(indicators.T @ (indicators * weights), offsets, effective)
 
+    def joint_counts(self, num_items: int) -> IntArray:
+        """Return how many respondents answered both of each pair of the first items, shape (I, I)."""
+        known = [self.survey.answers[one.question.item_id].is_answered for one in self.items[:num_items]]
+        answered = np.array(known, float).reshape(num_items, self.survey.num_respondents)
+        return np.asarray(answered @ answered.T, dtype=np.int64)
+
     def _answered(self, item: int) -> tuple[IntArray, IntArray, FloatArray]:
         answers = self.survey.answers[self.items[item].question.item_id]
         kept = answers.is_answered

@@ -1,4 +1,4 @@
-"""What lies behind single distributions: stereotyping, regressions, patterns of association, person-level agreement.
+"""What lies behind single distributions: stereotyping, regressions, prediction, person-level agreement.
 
 Takes a `Comparison`, gives rows. Knows no file and no response.
 """
@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from polypersona.survey.association import Coefficient, Pattern, compare_fits, compare_patterns, fit_model
+from polypersona.survey.association import Coefficient, compare_fits, fit_model
 from polypersona.survey.cells import MIN_CELL, Comparison, Group, Row
 from polypersona.survey.distribution import chance_between, eta_squared, nominal_eta_squared
-from polypersona.survey.humans import associations_of, ladder_of
+from polypersona.survey.humans import ladder_of
 from polypersona.survey.individuals import agreement_matrix, back_off, predicted_agreement, shuffled_accuracy
 from polypersona.survey.inference import Moments, fisher_interval, interval_of
-from polypersona.survey.profiles import UNKNOWN
+from polypersona.survey.profiles import UNKNOWN, Profiles
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
-# The halves of the humans whose patterns of association are compared, for the ceiling.
-PATTERN_HALVES = 4
+
+
+class _Term(NamedTuple):
+    """A group that a coefficient sets against the reference group; `least` is the smallest of both on either side."""
+
+    by: str
+    group: str
+    reference: str
+    personas: int
+    people: int
+    least: int
 
 
 def stereotyping_rows(comparison: Comparison, item: int) -> list[Row]:
@@ -85,17 +94,19 @@ def regression_rows(comparison: Comparison, item: int) -> list[Row]:
     """Return the coefficients of one linear model of the item on all demographics, fitted to both sides.
 
     The outcome is the item's value on 0…1 where it is ordered, else whether the humans' most common option was chosen.
-    Nothing where a side lacks a group, or a side varies too little to fit.
+    Groups that one side lacks are left out of the model, and so are coefficients of groups with fewer than five people
+    or personas out of the rows. Nothing where a side varies too little to fit.
     """
     profiles, question = comparison.humans.profiles, comparison.items[item].question
     if not profiles.groupings:
         return []
-    is_known = (profiles.members != UNKNOWN).all(axis=1)
-    human, synthetic = (_masked(side, is_known) for side in comparison.moments(item))
+    sides = comparison.moments(item)
+    shared = _shared_groups(profiles, sides)
+    human, synthetic = (_masked(side, shared) for side in sides)
     values = np.array(question.values)
     usual = human.totals.sum(axis=0).argmax()
     outcome = (values - values.min()) / np.ptp(values) if question.is_ordered else np.eye(len(values))[usual]
-    design, terms = _design(comparison, human)
+    design, terms = _design(profiles, human, synthetic)
     fits = [fit_model(side, design, outcome) for side in (human, synthetic)]
     if fits[0] is None or fits[1] is None:
         return []
@@ -107,7 +118,9 @@ def regression_rows(comparison: Comparison, item: int) -> list[Row]:
         "human_n": human.num_answers,
         "human_n_effective": human.effective_n,
     }
-    return [{**head, **_coefficient(one)} for one in compare_fits(fits[0], fits[1], terms)]
+    names = ["intercept", *(f"{term.by}={term.group}" for term in terms)]
+    found = zip(terms, compare_fits(fits[0], fits[1], names), strict=True)
+    return [{**head, **_coefficient(term, one)} for term, one in found if term.least >= MIN_CELL]
 
 
 def regression_summary(rows: Sequence[Row]) -> Row:
@@ -121,30 +134,6 @@ def regression_summary(rows: Sequence[Row]) -> Row:
         "expected_different": 0.05,
         "signature": "wls|z:(b_s-b_h)/sqrt(se2+se2)>1.96|se:sandwich,clusters:persona|Bisbee2024",
     }
-
-
-def pattern_rows(comparison: Comparison) -> tuple[Pattern, float, list[Row]]:
-    """Return Cramér's V compared over pairs of items, its split-half ceiling, and V of each pair on both sides."""
-    frame = comparison.tally.frame
-    num = frame.num_joint_items
-    humans = comparison.humans
-    human = humans.associations(num)
-    sizes = np.array([comparison.moments(item)[1].effective_n for item in range(num)])
-    offsets = frame.offsets[: num + 1]
-    synthetic = associations_of(comparison.tally.joint, offsets, np.minimum(sizes[:, None], sizes[None, :]))
-    ceiling = [
-        compare_patterns(humans.associations(num, first), humans.associations(num, ~first)).correlation.value
-        for first in humans.halves[:PATTERN_HALVES]
-    ]
-    known = [value for value in ceiling if not math.isnan(value)]
-    names = [one.question.item_id for one in comparison.items]
-    rows: list[Row] = [
-        {"item": names[a], "other": names[b], "human": float(human[a, b]), "synthetic": float(synthetic[a, b])}
-        for a in range(num)
-        for b in range(a + 1, num)
-        if not (math.isnan(human[a, b]) and math.isnan(synthetic[a, b]))
-    ]
-    return compare_patterns(human, synthetic), sum(known) / len(known) if known else math.nan, rows
 
 
 def prediction_row(comparison: Comparison, item: int) -> Row:
@@ -233,24 +222,46 @@ def _match(comparison: Comparison, item: int) -> FloatArray:
     return agreement_matrix(np.array(question.values), is_ordered=question.is_ordered)
 
 
-def _design(comparison: Comparison, human: Moments) -> tuple[FloatArray, list[str]]:
-    """Return an intercept and an indicator of each group but the humans' largest, by profile."""
-    profiles = comparison.humans.profiles
-    weight = human.totals.sum(axis=1)
-    columns, terms = [np.ones(profiles.count)], ["intercept"]
+def _shared_groups(profiles: Profiles, sides: Sequence[Moments]) -> npt.NDArray[np.bool_]:
+    """Return which profiles have all their demographics known, and all their groups on both sides."""
+    kept: npt.NDArray[np.bool_] = (profiles.members != UNKNOWN).all(axis=1)
+    while True:
+        lacking = np.zeros_like(kept)
+        for place, grouping in enumerate(profiles.groupings):
+            for group in range(len(grouping.labels)):
+                inside = kept & (profiles.members[:, place] == group)
+                if not all(side.clusters[inside].any() for side in sides):
+                    lacking |= inside
+        if not lacking.any():
+            return kept
+        kept &= ~lacking
+
+
+def _design(profiles: Profiles, human: Moments, synthetic: Moments) -> tuple[FloatArray, list[_Term]]:
+    """Return, by profile, an intercept and an indicator of each group but the humans' largest, and these groups."""
+    columns, terms = [np.ones(profiles.count)], []
     for place, grouping in enumerate(profiles.groupings):
-        member = profiles.members[:, place]
-        sizes = [weight[member == group].sum() for group in range(len(grouping.labels))]
+        count = len(grouping.labels)
+        people, personas = (side.grouped(profiles.members[:, place], count) for side in (human, synthetic))
+        sizes = people.totals.sum(axis=1)
+        usual = int(np.argmax(sizes))
         for group, label in enumerate(grouping.labels):
-            if group != int(np.argmax(sizes)) and sizes[group] > 0:
-                columns.append((member == group).astype(float))
-                terms.append(f"{grouping.name}={label}")
+            if group != usual and sizes[group] > 0:
+                columns.append((profiles.members[:, place] == group).astype(float))
+                counts = int(personas.clusters[group]), int(people.clusters[group])
+                least = min(*counts, int(personas.clusters[usual]), int(people.clusters[usual]))
+                terms.append(_Term(grouping.name, label, grouping.labels[usual], *counts, least))
     return np.stack(columns, axis=1), terms
 
 
-def _coefficient(one: Coefficient) -> Row:
+def _coefficient(term: _Term, one: Coefficient) -> Row:
     return {
         "term": one.term,
+        "by": term.by,
+        "group": term.group,
+        "reference": term.reference,
+        "group_n": term.personas,
+        "group_human_n": term.people,
         "human": one.human,
         "human_error": one.human_error,
         "synthetic": one.synthetic,

@@ -12,13 +12,8 @@ from polypersona.records import DISPOSITIONS
 from polypersona.survey.cells import ALL, MIN_CELL, Comparison, Row
 from polypersona.survey.comparison import score_rows, share_rows, summary_rows
 from polypersona.survey.microdata import Outcome
-from polypersona.survey.structure import (
-    individual_rows,
-    pattern_rows,
-    prediction_row,
-    regression_rows,
-    stereotyping_rows,
-)
+from polypersona.survey.patterns import pattern_rows
+from polypersona.survey.structure import individual_rows, prediction_row, regression_rows, stereotyping_rows
 
 TABLES = ("scores", "shares", "summary", "stereotyping", "regression", "pairs", "prediction", "individuals", "outcomes")
 # Less than half of the humans' variance, and certainly less than all of it.
@@ -38,20 +33,8 @@ def build_tables(comparison: Comparison) -> dict[str, list[Row]]:
         tables["individuals"] += individual_rows(comparison, item, comparison.groups)
         tables["outcomes"].append(_outcome_row(comparison, item))
     tables["summary"] = summary_rows(tables["scores"])
-    pattern, ceiling, tables["pairs"] = pattern_rows(comparison)
-    tables["pattern"] = [
-        {
-            "n": pattern.num_pairs,
-            "correlation": pattern.correlation.value,
-            "low": pattern.correlation.low,
-            "high": pattern.correlation.high,
-            "split_half": ceiling,
-            "mean_human": pattern.mean_human,
-            "mean_synthetic": pattern.mean_synthetic,
-            "mean_absolute_difference": pattern.mean_absolute,
-            "signature": "cramers_v:bias_corrected(Bergsma2013)|pearson_over_pairs|interval:jackknife_items",
-        }
-    ]
+    pattern, tables["pairs"] = pattern_rows(comparison)
+    tables["pattern"] = [pattern]
     return tables
 
 

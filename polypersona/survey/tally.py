@@ -66,7 +66,8 @@ class Tally:
     """All sums of a run. `by_code` counts the chosen option, `by_probability` its expectation where it is known.
 
     `pair_options` (profiles, items, 2, K) are how many pairs' human, and how many pairs' synthetic answer is an option.
-    `dispositions` (items, dispositions) count committed and quarantined rows, `num_rows` the committed ones.
+    `joint_answers` (items, items) are how many interviews hold an answer to both items. `dispositions` (items,
+    dispositions) count committed and quarantined rows, `num_rows` the committed ones.
     """
 
     frame: Frame
@@ -77,6 +78,7 @@ class Tally:
     clusters: IntArray
     dispositions: IntArray
     joint: FloatArray
+    joint_answers: FloatArray
     pairs: IntArray
     pair_options: IntArray
     extremes: IntArray
@@ -95,6 +97,7 @@ class Tally:
         return cls(
             frame, Side.empty(frame), Side.empty(frame), answers, probable, clusters,
             np.zeros((len(frame.items), len(DISPOSITIONS)), np.int64), np.zeros((size, size)),
+            np.zeros((frame.num_joint_items, frame.num_joint_items)),
             np.zeros((*shape, len(fields(PairSums))), np.int64), np.zeros((*shape, 2, frame.width), np.int64),
             _no_extremes(shape[1]),
         )  # fmt: skip
@@ -141,12 +144,13 @@ class Tally:
             *self._probability_parts(rows, batch),
             *self._pair_parts(rows, batch),
         ]
-        joint = self._joint_of(rows)
+        joint, joint_answers = self._joint_of(rows)
         extremes = self._extremes_of(rows)
         with self.lock:
             for kept, found in parts:
                 kept[batch.profiles] += found
             self.joint += joint
+            self.joint_answers += joint_answers
             self.extremes[:, 0] = np.minimum(self.extremes[:, 0], extremes[:, 0])
             self.extremes[:, 1] = np.maximum(self.extremes[:, 1], extremes[:, 1])
 
@@ -187,8 +191,8 @@ class Tally:
         known = batch.by_profile(batch.sums(rows.cells[sizes > 0]))
         return [*self.by_probability.parts(batch, clusters), (self.probable, known)]
 
-    def _joint_of(self, rows: Rows) -> FloatArray:
-        """Return the joint counts of all pairs of options, weighted, within interviews; whole numbers."""
+    def _joint_of(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
+        """Return the joint counts of all pairs of options, weighted, and of items, within interviews; whole numbers."""
         frame = self.frame
         is_kept = rows.item < frame.num_joint_items
         interview = rows.interview[is_kept]
@@ -196,7 +200,9 @@ class Tally:
         chosen[interview, (frame.offsets[rows.item] + rows.option)[is_kept]] = 1.0
         weight = np.zeros(len(chosen))
         weight[interview] = rows.weight[is_kept]
-        return np.asarray(chosen.T @ (chosen * weight[:, None]))
+        answered = np.zeros((len(chosen), frame.num_joint_items))
+        answered[interview, rows.item[is_kept]] = 1.0
+        return np.asarray(chosen.T @ (chosen * weight[:, None])), np.asarray(answered.T @ answered)
 
     def _pair_parts(self, rows: Rows, batch: _Batch) -> list[Part]:
         known = rows.human != NO_CODE

@@ -143,8 +143,8 @@ def test_people_and_run_stand_beside_each_other_for_the_chosen_question_and_grou
     page.run("document.getElementById('pair-next').click()")
     assert "How often do you walk?" in page.run(text)
     groups = json.loads(page.run("document.getElementById('people-data').textContent"))["groups"]
-    assert ["area", "island"] not in groups
-    choose(page, "pair-group", str(groups.index(["area", "city"])))
+    assert ["Area", "island"] not in groups
+    choose(page, "pair-group", str(groups.index(["Area", "city"])))
     assert "70 people, 70 synthetic answers" in page.run(text)
     page.run(_CATCH)
     page.run("document.querySelector('#pair button.csv').click()")

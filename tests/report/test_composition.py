@@ -21,16 +21,20 @@ ITEM = Item("x.single.01", "x", "Which?", "single", ("One", "Two", "Three", "Fou
 HUMAN = {"title": "A survey", "source": "an institute, 2020", "license": "CC0"}
 
 
-def run_of(folder, codes, weights=None, *, is_human=False):
-    """A run whose test split and responses are the same people's, who chose these codes."""
-    recipe = toy_recipe(folder)
+def run_of(folder, codes, weights=None, *, is_human=False, temperature=0.8, num_probable=None):
+    """A run whose test split and responses are the same people's, who chose these codes.
+
+    The first `num_probable` answers have option probabilities; unless given, all.
+    """
+    recipe = toy_recipe(folder, generate={"on": "test", "temperature": temperature})
     run = RunDirectory.at(recipe.location)
     examples, rows = [], []
     for place, (code, weight) in enumerate(zip(codes, weights or [1.0] * len(codes), strict=True)):
         person = Persona(f"p{place}", {"age": 30}, weight=weight)
         cell = Assignment(person.persona_id, ITEM.item_id)
         label = ITEM.options[code - 1]
-        probs = [float(other == code) for other in ITEM.codes]
+        has_probs = num_probable is None or place < num_probable
+        probs = [float(other == code) for other in ITEM.codes] if has_probs else None
         answer = Answer(cell.assignment_id, f"{label}.", "complete", code=code, label=label)
         examples.append(build_example(person, ITEM, answer, "labels"))
         rows.append({
@@ -67,6 +71,24 @@ def test_references_and_probabilities_are_weighted_as_the_answers_are(tmp_path):
     assert item["n_reference"] == 4
     for name in ("share", "share_reference", "probability"):
         assert [option[name] for option in options] == pytest.approx([0.25, 0.5, 0.25, 0.0]), name
+
+
+def test_probabilities_are_shown_only_where_every_answer_has_them(tmp_path):
+    _, options = options_of(*run_of(tmp_path, [1, 1, 2, 3], num_probable=3))
+    assert [option["probability"] for option in options] == [None] * 4
+    assert [option["share"] for option in options] == pytest.approx([0.5, 0.25, 0.25, 0.0])
+
+
+@pytest.mark.parametrize(("temperature", "shown"), [(0.8, [0.5, 0.25, 0.25, 0.0]), (0, [None] * 4)])
+def test_at_temperature_0_probabilities_do_not_describe_the_answers_and_are_not_shown(tmp_path, temperature, shown):
+    run, recipe = run_of(tmp_path, [1, 1, 2, 3], temperature=temperature)
+    stage.run(recipe)
+    numbers, page = run.read_json("report.json"), run.read("report.html").decode()
+    (item,) = numbers["items"]
+    assert [option["probability"] for option in item["options"]] == shown
+    assert [option["share"] for option in item["options"]] == [0.5, 0.25, 0.25, 0.0]
+    assert ("given at temperature 0" in page) is (temperature == 0)
+    assert (">Mean probability<" in page) is (temperature > 0)
 
 
 @pytest.mark.parametrize(

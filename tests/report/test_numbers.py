@@ -2,7 +2,14 @@ import math
 
 import pytest
 
-from polypersona.report.numbers import render_count, render_fact, render_facts, render_interval, render_number
+from polypersona.report.numbers import (
+    render_count,
+    render_fact,
+    render_facts,
+    render_group,
+    render_interval,
+    render_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,18 @@ def test_an_interval_stands_in_brackets_and_is_undefined_with_either_end():
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-0.011, -0.0003, "[−0.011, −0.0003]"),
+        (0.00004, 0.0005, "[0.00004, 0.001]"),
+        (-1e-12, 0.0, "[0.000, 0.000]"),
+    ],
+)
+def test_an_end_of_an_interval_that_is_not_zero_does_not_read_zero(low, high, text):
+    assert render_interval(low, high) == text
+
+
+@pytest.mark.parametrize(
     ("key", "value", "fact"),
     [
         ("rows_per_s", 1234.56, ("Rows per second", "1,234.6")),
@@ -42,3 +61,11 @@ def test_a_fact_takes_its_unit_from_the_key(key, value, fact):
 def test_facts_name_their_section_and_leave_tables_out():
     facts = render_facts({"lora": {"rank": 16, "targets": ["q", "v"]}, "log": [{"step": 1}]})
     assert facts == [("Lora · Rank", "16"), ("Lora · Targets", "q, v")]
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [("work_status=part time", "Work status: part time"), ("org/a_model-1B + finance", "org/a_model-1B + finance")],
+)
+def test_a_subgroup_reads_as_words_and_a_model_keeps_its_name(label, text):
+    assert render_group(label) == text

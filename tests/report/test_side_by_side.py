@@ -11,6 +11,7 @@ from polypersona.cli.main import cli
 from polypersona.errors import StorageError
 from polypersona.report import stage
 from polypersona.report.beside import run_names
+from polypersona.storage import RunDirectory
 
 PAIRED = {
     "metric": "bleu", "label": "BLEU", "group": "all", "n": 200, "personas": 20, "score": 0.2, "other": 0.15,
@@ -98,3 +99,27 @@ def test_a_recipes_file_still_names_its_run(runs, tmp_path):
     found, directory = stage.find_run(str(path), ["generate.temperature=0.5"])
     assert directory == runs[0]
     assert found.generate.temperature == 0.5
+
+
+def test_models_and_subgroups_stand_metric_by_metric_and_runs_without_scores_have_no_table_of_them(tmp_path):
+    scores = toy_scores(toy_items())
+    models = ["org/a_model-1B + finance", "org/b"]
+    scores["by_model"] = [{**row, "group": model} for model in models for row in scores["overall"][:2]]
+    scores["by_subgroup"] = [{**row, "group": f"gender={one}"} for one in ("f", "m") for row in scores["overall"][:2]]
+    first = write_run(toy_recipe(tmp_path), toy_personas(12), toy_items(), scores=scores)
+    others = [toy_recipe(tmp_path, name) for name in ("second", "third")]
+    for other in others:
+        write_run(other, toy_personas(12), toy_items()).delete("scores/scores.json")
+    stage.run(toy_recipe(tmp_path), [others[0].location])
+    page, numbers = first.read("report-with-second.html").decode(), first.read_json("report-with-second.json")
+    metrics = [row["metric"] for row in scores["overall"][:2]]
+    expected = [(metric, model) for metric in metrics for model in models]
+    assert [(row["metric"], row["group"]) for row in numbers["by_model"]] == expected
+    assert "<td>org/a_model-1B + finance</td>" in page
+    assert page.index("<td>Gender: f</td>") < page.index("<td>Gender: m</td>")
+    assert "Table II: performance on survey response generation, by run" in page
+    assert [row["name"] for row in numbers["beside"]["table_ii"]] == ["toy", "second"]
+    stage.run(others[0], [others[1].location])
+    second = RunDirectory.at(others[0].location)
+    assert "None of these runs has scores" in second.read("report-with-third.html").decode()
+    assert second.read_json("report-with-third.json")["beside"]["table_ii"] == []

@@ -155,3 +155,27 @@ def test_a_run_whose_ids_are_the_respondents_by_chance_has_no_twins(tmp_path, bo
     assert result["tables"]["individuals"] == []
     assert any("none is a twin" in note for note in result["notes"])
     assert set(result["by"]) == {"age", "sex"}
+
+
+def test_a_group_of_three_people_has_no_coefficient_and_a_group_of_no_personas_takes_none_of_the_others(tmp_path):
+    rng = random.Random(6)
+    codes = {"1": "Agree", "2": "Neither", "3": "Disagree"}
+    book = {
+        "title": "Toy", "source": "made up, CC0", "respondent_id": "id", "not_asked": "empty cell",
+        "demographics": {"area": {"label": "Area", "values": ["city", "village", "island", "ship"]}},
+        "items": {"q1": {"stem": "I trust people.", "response_type": "agreement", "options": codes}},
+    }  # fmt: skip
+    codebook = write_json(tmp_path / "codebook.json", book)
+    areas = ["city"] * 40 + ["village"] * 30 + ["island"] * 3 + ["ship"] * 20
+    said = [rng.randint(1, 3) for _ in areas]
+    rows = [[f"h{place}", area, code] for place, (area, code) in enumerate(zip(areas, said, strict=True))]
+    human = write_csv(tmp_path / "human.csv", ["id", "area", "q1"], rows)
+    personas = [Persona(f"s{place}", {"area": area}) for place, area in enumerate(areas[:73])]
+    (item,) = codebook_items(parse_codebook(book)[0])
+    answers = {(one.persona_id, "q1", 1, 1): rng.choice(item.codes) for one in personas}
+    result = compare(write_run(tmp_path, codebook, personas, [item], answers), str(human), str(codebook))
+    (row,) = result["tables"]["regression"]
+    assert (row["group"], row["reference"], row["group_n"], row["group_human_n"]) == ("village", "city", 30, 30)
+    assert (row["n"], row["human_n"]) == (73, 73)
+    assert row["human"] == pytest.approx((np.mean(said[40:70]) - np.mean(said[:40])) / 2)
+    assert result["regression"]["coefficients"] == 1

@@ -76,7 +76,8 @@ def arrays(tally):
     return {
         "totals": tally.by_code.totals, "high": tally.by_code.high, "low": tally.by_code.low,
         "expected": tally.by_probability.totals, "answers": tally.answers, "clusters": tally.clusters,
-        "joint": tally.joint, "pairs": tally.pairs, "extremes": tally.extremes, "outcomes": tally.dispositions,
+        "joint": tally.joint, "joint_answers": tally.joint_answers,
+        "pairs": tally.pairs, "extremes": tally.extremes, "outcomes": tally.dispositions,
     }  # fmt: skip
 
 
@@ -114,6 +115,20 @@ def test_moments_are_those_of_a_loop_over_rows(tmp_path, sides):
         assert np.allclose(moments.totals, totals, atol=1e-2)
         assert np.allclose(moments.squares, squares, atol=1e-2, rtol=1e-4)
         assert moments.num_clusters <= NUM_PERSONAS
+
+
+def test_interviews_with_answers_to_two_items_are_those_of_a_loop(tmp_path, sides):
+    _, _, _, _, answers = sides
+    _, tally = tallied(tmp_path, sides, "run", 7, 50)
+    names = [one.question.item_id for one in tally.frame.items]
+    interviews = {(person, wave, draw) for person, _, wave, draw in answers}
+    expected = [
+        [sum(all(answers[person, name, wave, draw] is not None for name in (a, b)) for person, wave, draw in interviews)
+         for b in names]
+        for a in names
+    ]  # fmt: skip
+    assert tally.joint_answers.tolist() == expected
+    assert 0 < tally.joint_answers.min() < len(interviews)
 
 
 def test_shares_rest_on_probabilities_only_where_every_answer_has_them(tmp_path, sides):
