@@ -20,6 +20,8 @@ def render_reading(reading: Reading) -> bytes:
     marks: dict[str, Any] = {"source": reading.location.rsplit("/", 1)[-1]}
     if reading.license:
         marks["license"] = reading.license
+    if reading.is_human:
+        marks["is_human"] = True
     if reading.is_synthetic:
         marks["synthetic"] = True
     return _render(reading.personas, marks)

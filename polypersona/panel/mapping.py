@@ -28,7 +28,7 @@ from polypersona.records import AttributeValue
 
 ID_COLUMNS = ("persona_id", "agent_id", "respondent_id", "id")
 TEXT_COLUMNS = ("text", "persona")
-IGNORED_COLUMNS = frozenset({"synthetic"})  # the mark of generated files, no property of a person
+IGNORED_COLUMNS = frozenset({"synthetic", "is_human"})  # marks of a file, no property of a person
 # Attributes that are lists by definition: "chess, hiking" in one cell is two interests.
 LIST_ATTRIBUTES = frozenset({"values", "interests"})
 

@@ -26,11 +26,15 @@ PERSONA_HUB_LICENSE = "CC-BY-NC-SA-4.0"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The personas of a run. `source_hash` is of the whole source, so a larger panel of it has the same."""
+    """The personas of a run. `source_hash` is of the whole source, so a larger panel of it has the same.
+
+    `is_human`: they are respondents of a survey, of whom no page shows a card.
+    """
 
     personas: tuple[Persona, ...]
     source_hash: str
     license: str = ""
+    is_human: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Reading:
     `repeats` counts personas left out because their content had occurred (`distinct`); `unmapped` has, by attribute,
     the values a recoding did not name, kept as they were; `unused` are columns the recipe does not name; `skipped`
     counts, by column, cells of a kind no attribute can be; `strays`, by attribute, are the few values that keep it
-    from being numeric; `notes` say what else of the file was not taken. `is_synthetic`: the file says so of every row.
+    from being numeric; `notes` say what else of the file was not taken. `is_synthetic`: the file says so of every row;
+    `is_human`: it says of one that it is a respondent of a survey.
     `location` shows no secrets.
     """
 
@@ -50,6 +55,7 @@ class Reading:
     source_hash: str
     license: str = ""
     is_synthetic: bool = False
+    is_human: bool = False
     repeats: int = 0
     unmapped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
@@ -73,7 +79,7 @@ def load_panel(panel: PanelRecipe, seed: int) -> Panel:
             )
         return Panel(sample_personas(panel.size, seed), sampler_hash())
     reading = read_personas(panel)
-    return Panel(reading.personas, reading.source_hash, reading.license)
+    return Panel(reading.personas, reading.source_hash, reading.license, reading.is_human)
 
 
 def read_personas(panel: PanelRecipe) -> Reading:
@@ -107,6 +113,7 @@ def read_personas(panel: PanelRecipe) -> Reading:
         source_hash=hashlib.blake2b(data, digest_size=16).hexdigest(),
         license=license_,
         is_synthetic=all(row.get("synthetic") is True for row in table.rows),
+        is_human=any(row.get("is_human") is True for row in table.rows),
         repeats=repeats,
         unmapped={name: dict(counts.most_common()) for name, counts in tally.unmapped.items()},
         unused=columns.unused,

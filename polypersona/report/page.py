@@ -112,7 +112,10 @@ def browser_data(sample: Sample, source: Source, tally: Tally) -> dict[str, Any]
             reference = source.references.get((persona, row["item"]))
             rows.append([index, item, row["text"], row["disposition"], row["wave"], row["draw"], reference])
     return {
-        "personas": [_card(persona, source.cards.get(persona)) for persona in personas],
+        "personas": [
+            _card(f"respondent {place}" if source.hides_people else persona, source.cards.get(persona))
+            for place, persona in enumerate(personas, start=1)
+        ],
         "items": [_item(key, source, tally) for key in items],
         "rows": rows,
         "is_everything": sample.is_everything,

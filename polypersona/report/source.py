@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from polypersona.errors import PolypersonaError, StorageError
 from polypersona.examples import SPLITS, example_item, example_persona
+from polypersona.location import mask_secrets
 from polypersona.panel.sources import load_panel
 from polypersona.questionbank import load_instrument
 from polypersona.recipe import Recipe
@@ -28,6 +29,7 @@ class Source:
 
     `reference_codes` counts the references to an item by code, `reference_weights` sums the weights of who gave them.
     `is_human`: people gave the dataset's answers; `human` is then whose they are, where run.json says so.
+    `hides_people`: the panel is of people, whose cards and ids are not shown.
     """
 
     splits: Counter[str] = field(default_factory=Counter)
@@ -39,6 +41,7 @@ class Source:
     reference_codes: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     reference_weights: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     is_human: bool = False
+    hides_people: bool = False
     human: dict[str, str] = field(default_factory=dict)
     cards: dict[str, Persona] = field(default_factory=dict)
     references: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -124,8 +127,14 @@ def _keep_reference(source: Source, example: Example, sampled: frozenset[str]) -
 def _read_panel(source: Source, recipe: Recipe, sampled: frozenset[str]) -> None:
     try:
         panel = load_panel(recipe.panel, recipe.seed)
-        source.cards = {persona.persona_id: persona for persona in panel.personas if persona.persona_id in sampled}
-        source.license = panel.license
+        source.license, source.hides_people = panel.license, panel.is_human
+        if not source.hides_people:
+            source.cards = {one.persona_id: one for one in panel.personas if one.persona_id in sampled}
+        else:
+            source.notes.append(
+                "The respondents are those of a survey: no card and no id of theirs is shown. "
+                f"Source: {mask_secrets(recipe.panel.source)}."
+            )
     except PolypersonaError as error:
         source.notes.append(f"The respondents' cards are not shown: {error.message}")
     try:

@@ -23,7 +23,7 @@ def build_personas(survey: Survey) -> tuple[Persona, ...]:
 
 def render_personas(survey: Survey) -> bytes:
     """Return the personas as JSON Lines in this project's own shape; each says whose data it is made from."""
-    marks = {"source": survey.codebook.source or survey.location, **_license(survey)}
+    marks = {"is_human": True, "source": survey.codebook.source or survey.location, **_license(survey)}
     rows = (
         {
             "persona_id": persona.persona_id,
