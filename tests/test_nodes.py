@@ -118,7 +118,7 @@ def test_a_node_that_is_killed_loses_no_committed_shard_and_its_death_is_no_atte
     add(cluster)
     doomed = add(cluster)
     run = RunDirectory.at(tmp_path / "run")
-    with driver(cluster, tmp_path, 24, 1.0, ["CPU", 2, 2]) as process:
+    with driver(cluster, tmp_path, 24, 2.0, ["CPU", 2, 2]) as process:
         first = rows_until_all_are_busy(process, run, 2)
         before = hashes(run)
         cluster.remove_node(doomed, allow_graceful=False)
